@@ -1,0 +1,1 @@
+"""The wire: HTTP and gRPC over one service. No Ray, no torch."""

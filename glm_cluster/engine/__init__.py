@@ -1,0 +1,1 @@
+"""Continuous batching. Knows torch; has never heard of Ray or HTTP."""

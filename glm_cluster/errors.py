@@ -1,0 +1,94 @@
+"""Every error a user can meet, each with its HTTP and gRPC status.
+
+GlmError
+├── ConfigError            a setting is wrong                    (start-up: a sentence and exit 2)
+│   └── CheckpointError    a checkpoint file or tensor is wrong  (start-up)
+├── InvalidRequest         the request can never succeed         400 INVALID_ARGUMENT
+│   └── ModelNotFound      the named model is not served         404 NOT_FOUND
+├── Overloaded             no room now, try again later          429 RESOURCE_EXHAUSTED
+├── DeadlineExceeded       the request ran out of its time       504 DEADLINE_EXCEEDED
+├── EngineUnavailable      no replica can take the request now   503 UNAVAILABLE
+└── InternalError          a defect of ours                      500 INTERNAL
+
+`raise` happens at boundaries, with a sentence that says what to do; the wire layers map a class to its status once.
+"""
+
+
+class GlmError(Exception):
+    """Base of the tree. `code` is the machine-readable word clients may switch on."""
+
+    http_status: int = 500
+    grpc_status: str = "INTERNAL"
+    code: str = "internal_error"
+    kind: str = "server_error"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Survive pickling between Ray processes with `param` intact."""
+        return (_rebuild, (type(self), self.message, self.param))
+
+
+def _rebuild(cls: type[GlmError], message: str, param: str | None) -> GlmError:
+    return cls(message, param=param)
+
+
+class ConfigError(GlmError):
+    """A setting is unknown, of the wrong type, or impossible together with another."""
+
+    code = "config_error"
+
+
+class CheckpointError(ConfigError):
+    """A checkpoint is missing a file or tensor, or holds one of the wrong shape or dtype. Names both."""
+
+    code = "checkpoint_error"
+
+
+class InvalidRequest(GlmError):
+    """The request can never succeed as written; `param` names the field at fault where there is one."""
+
+    http_status = 400
+    grpc_status = "INVALID_ARGUMENT"
+    code = "invalid_request"
+    kind = "invalid_request_error"
+
+
+class ModelNotFound(InvalidRequest):
+    """The request names a model that this cluster does not serve."""
+
+    http_status = 404
+    grpc_status = "NOT_FOUND"
+    code = "model_not_found"
+
+
+class Overloaded(GlmError):
+    """Too many requests are queued; the client may try again after `retry_after_s`."""
+
+    http_status = 429
+    grpc_status = "RESOURCE_EXHAUSTED"
+    code = "overloaded"
+    retry_after_s = 1.0
+
+
+class DeadlineExceeded(GlmError):
+    """The request did not finish within its time limit."""
+
+    http_status = 504
+    grpc_status = "DEADLINE_EXCEEDED"
+    code = "deadline_exceeded"
+
+
+class EngineUnavailable(GlmError):
+    """No engine can take the request now (a group died or is starting). Safe to re-enter elsewhere."""
+
+    http_status = 503
+    grpc_status = "UNAVAILABLE"
+    code = "engine_unavailable"
+
+
+class InternalError(GlmError):
+    """A defect of ours; details stay in the log."""

@@ -1,0 +1,1 @@
+"""GLM in torch. Knows ranks; has never heard of a request."""

@@ -1,0 +1,87 @@
+"""The frozen records that flow between components. Knows no torch, no Ray, no wire format."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypeAlias
+
+FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
+"""stop: a stop token was sampled; length: max_tokens or the model's limit; cancelled: the client went away."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How to turn logits into tokens. Validated at the wire; the engine trusts it.
+
+    temperature 0 is greedy. `None` switches a filter off. Position p of a sequence draws its random number from
+    (seed, p) alone, so a request can be re-entered anywhere.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    seed: int = 0  # 0 <= seed < 2**63
+    stop_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """One request as an engine sees it: token ids in, token ids out.
+
+    `output` holds the ids that an earlier attempt already emitted (re-entry): generation goes on after them, and
+    `max_tokens` counts them. `attempt` tells the attempts of one request apart on the side channel.
+    """
+
+    request_id: str
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+    output: tuple[int, ...] = ()
+    attempt: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """New tokens of one request after one step. `start` is the index of tokens[0] in the request's output.
+
+    Exactly one event of a request has `finish` set, and it is the last one. The stop token itself is the last of
+    the output (finish "stop"); it is counted in usage and not shown as text.
+    """
+
+    request_id: str
+    attempt: int
+    start: int
+    tokens: tuple[int, ...]
+    finish: FinishReason | None = None
+    num_cached_tokens: int = 0  # prompt tokens taken from the prefix cache
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaLoad:
+    """What a replica tells the router about itself."""
+
+    num_waiting: int
+    num_running: int
+    num_free_blocks: int
+    num_blocks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What the front needs to know of a served model, read from its checkpoint without loading weights."""
+
+    name: str
+    vocab_size: int  # ids >= this are refused
+    max_model_len: int  # prompt + output tokens
+    eos_token_ids: tuple[int, ...]
+    created: int = field(default=0)  # unix seconds
+
+
+class Generator(Protocol):
+    """Where the front meets the engine: the relay in a cluster, a fake in tests.
+
+    Yields the events of one request in order without gap or overlap. Closing the iterator early cancels the request
+    down to the engine.
+    """
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]: ...
