@@ -38,6 +38,8 @@ class EngineConfig:
                 _check_positive_int(name, value)
         _check_choice("dtype", config.dtype, ("auto", "float32", "bfloat16"))
         _check_choice("device", config.device, ("auto", "cpu", "cuda"))
+        if 64 % config.block_tokens:
+            raise ConfigError(f"block_tokens must divide 64, the attention tile, not {config.block_tokens}")
         if not config.step_deadline_s > 0:
             raise ConfigError(f"step_deadline_s must be above 0, not {config.step_deadline_s}")
         return config

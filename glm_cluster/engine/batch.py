@@ -1,0 +1,80 @@
+"""A step plan as tensors. Pads so that no row's result depends on how many others there are.
+
+Shape legend: T tokens of the step (a multiple of 8), R rows to sample (a multiple of 8).
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from glm_cluster.engine.plan import Slice, StepPlan
+from glm_cluster.model.attention import ROW_MULTIPLE, TILE_SLOTS, QueryGroup
+from glm_cluster.records import SamplingParams
+
+SCRATCH_BLOCK = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Inputs of one forward pass."""
+
+    ids_T: Tensor
+    positions_T: Tensor
+    slots_T: Tensor  # flat slot of each token; padding rows write to the scratch block
+    groups: tuple[QueryGroup, ...]
+    rows_R: Tensor  # which rows to sample; padded with row 0
+    keys: tuple[str, ...]  # slices sampled, in the order of rows_R
+    sampling: tuple[SamplingParams, ...]
+    sample_positions: tuple[int, ...]  # position of the token about to be sampled
+
+    @classmethod
+    def build(cls, plan: StepPlan, *, block_tokens: int, device: torch.device) -> "Batch":
+        """Lay the slices one after another."""
+        ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        groups: dict[tuple[int, int], list[tuple[int, Slice]]] = defaultdict(list)
+        wanted = [s for s in plan.slices if s.sampling is not None]
+        last_row: dict[str, int] = {}
+        for part in plan.slices:
+            end = part.start + len(part.tokens)
+            groups[len(part.tokens), _bucket(end)].append((len(ids), part))
+            ids += part.tokens
+            positions += range(part.start, end)
+            slots += (part.blocks[p // block_tokens] * block_tokens + p % block_tokens for p in range(part.start, end))
+            last_row[part.key] = len(ids) - 1
+        padding = [0] * (-len(ids) % ROW_MULTIPLE)
+        rows = [last_row[s.key] for s in wanted]
+        rows += [0] * (-len(rows) % ROW_MULTIPLE)
+        return cls(
+            ids_T=torch.tensor(ids + padding, device=device),
+            positions_T=torch.tensor(positions + padding, device=device),
+            slots_T=torch.tensor(slots + padding, device=device),
+            groups=tuple(_group(members, block_tokens, device) for members in groups.values()),
+            rows_R=torch.tensor(rows, dtype=torch.int64, device=device),
+            keys=tuple(s.key for s in wanted),
+            sampling=tuple(s.sampling for s in wanted if s.sampling is not None),
+            sample_positions=tuple(s.start + len(s.tokens) for s in wanted),
+        )
+
+
+def _bucket(num_slots: int) -> int:
+    """Sequences within a factor of two in context length are computed together."""
+    return (-(-num_slots // TILE_SLOTS) - 1).bit_length()
+
+
+def _group(members: list[tuple[int, Slice]], block_tokens: int, device: torch.device) -> QueryGroup:
+    num_tokens = len(members[0][1].tokens)
+    num_slots = max(part.start + num_tokens for _, part in members)
+    num_blocks = -(-num_slots // TILE_SLOTS) * TILE_SLOTS // block_tokens
+    tables = [[*part.blocks, *[SCRATCH_BLOCK] * (num_blocks - len(part.blocks))] for _, part in members]
+    steps = torch.arange(num_tokens, device=device)
+    rows = torch.tensor([row for row, _ in members], device=device)
+    starts = torch.tensor([part.start for _, part in members], device=device)
+    return QueryGroup(
+        rows=(rows[:, None] + steps).flatten(),
+        positions=starts[:, None] + steps,
+        blocks=torch.tensor(tables, device=device),
+    )

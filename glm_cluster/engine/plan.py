@@ -1,0 +1,54 @@
+"""What a step is: the plan every rank receives, and what comes back. Knows no torch."""
+
+from dataclasses import astuple, dataclass
+from typing import Self
+
+import msgpack
+
+from glm_cluster.records import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """One sequence's share of a step: run `tokens` at positions start, start + 1, ..., then maybe sample."""
+
+    key: str  # request id and attempt
+    tokens: tuple[int, ...]
+    start: int
+    blocks: tuple[int, ...]
+    sampling: SamplingParams | None  # None while known tokens are left to compute
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """The only thing broadcast to the ranks."""
+
+    slices: tuple[Slice, ...]
+
+    def pack(self) -> bytes:
+        """Encode for the wire between ranks."""
+        rows = [
+            (s.key, s.tokens, s.start, s.blocks, None if s.sampling is None else astuple(s.sampling))
+            for s in self.slices
+        ]
+        return bytes(msgpack.packb(rows))
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        """Decode what `pack` made."""
+        rows = msgpack.unpackb(data, use_list=False)
+        return cls(tuple(Slice(k, t, start, b, _sampling(s)) for k, t, start, b, s in rows))
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """The sampled token of every slice that wanted one, by key. Empty on ranks above 0."""
+
+    tokens: dict[str, int]
+
+
+_SAMPLING_FIELDS = tuple(SamplingParams.__dataclass_fields__)
+
+
+def _sampling(row: tuple[object, ...] | None) -> SamplingParams | None:
+    return None if row is None else SamplingParams(**dict(zip(_SAMPLING_FIELDS, row, strict=True)))  # type: ignore[arg-type]

@@ -1,0 +1,208 @@
+"""Decide what each step computes. Touches block numbers and token ids, never a tensor.
+
+There is no prefill phase and no decode phase: every sequence has tokens known and tokens computed, and a step closes
+the gap under a token budget. Oldest first; when blocks run out, the youngest running sequence gives its blocks back
+and is computed again later.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+
+from glm_cluster.engine.blocks import BlockPool, OutOfBlocks
+from glm_cluster.engine.plan import Slice, StepOutput, StepPlan
+from glm_cluster.engine.sequence import Sequence
+from glm_cluster.errors import InvalidRequest
+from glm_cluster.records import FinishReason, GenerationRequest, ReplicaLoad, TokenEvent
+
+
+class Scheduler:
+    """Waiting and running sequences over one block pool.
+
+    Invariant: waiting sequences hold no blocks; running ones hold exactly the blocks of their computed tokens, plus
+    those of the plan in flight.
+    """
+
+    def __init__(
+        self, pool: BlockPool, *, block_tokens: int, max_running: int, step_tokens: int, max_model_len: int
+    ) -> None:
+        self._pool = pool
+        self._block_tokens = block_tokens
+        self._max_running = max_running
+        self._step_tokens = step_tokens
+        self._max_len = min(max_model_len, pool.num_blocks * block_tokens)
+        self._waiting: deque[Sequence] = deque()
+        self._running: dict[str, Sequence] = {}
+        self._events: list[TokenEvent] = []
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do or say anything."""
+        return bool(self._waiting or self._running or self._events)
+
+    def add(self, request: GenerationRequest) -> None:
+        """Queue a request, or refuse one that could never run here."""
+        if not request.prompt:
+            raise InvalidRequest("the prompt is empty; send at least one token", param="prompt")
+        room = self._max_len - len(request.prompt)
+        if room < 1:
+            raise InvalidRequest(
+                f"the prompt has {len(request.prompt)} tokens; prompt and output together may have {self._max_len}",
+                param="prompt",
+            )
+        max_tokens = min(request.sampling.max_tokens, room)
+        sequence = Sequence(request, block_tokens=self._block_tokens, max_tokens=max_tokens)
+        if (finish := _finish_reason(sequence)) is not None:
+            self._events.append(_event(sequence, (), finish))
+        else:
+            self._waiting.append(sequence)
+
+    def cancel(self, request_id: str, attempt: int) -> None:
+        """Forget a request; its blocks are free at once. Unknown ids are ignored: it may just have finished."""
+        key = sequence_key(request_id, attempt)
+        if (sequence := self._running.pop(key, None)) is None:
+            sequence = next((s for s in self._waiting if _key(s) == key), None)
+            if sequence is None:
+                return
+            self._waiting.remove(sequence)
+        self._drop_blocks(sequence)
+        self._events.append(_event(sequence, (), "cancelled"))
+
+    def plan(self) -> StepPlan | None:
+        """Choose the next step: running sequences first, then as many waiting ones as fit. None when idle."""
+        slices: list[Slice] = []
+        budget, num_waiting = self._step_tokens, len(self._waiting)
+        for sequence in list(self._running.values()):
+            if budget and _key(sequence) in self._running:
+                budget -= self._grow(sequence, budget, slices)
+        if len(self._waiting) > num_waiting:  # a preemption: what it freed is not given out again at once
+            return StepPlan(tuple(slices))
+        for sequence in self._admissible():
+            if not budget or not (taken := self._admit(sequence, budget, slices)):
+                break
+            budget -= taken
+        return StepPlan(tuple(slices)) if slices else None
+
+    def commit(self, plan: StepPlan, output: StepOutput) -> list[TokenEvent]:
+        """Record what a step computed and sampled; return its events, and those gathered since the last step."""
+        for part in plan.slices:
+            if (sequence := self._running.get(part.key)) is not None:
+                self._commit_slice(sequence, part, output)
+        return self.take_events()
+
+    def take_events(self) -> list[TokenEvent]:
+        """Events that no step will bring: cancellations, and requests that were finished when they came."""
+        events, self._events = self._events, []
+        return events
+
+    def load(self) -> ReplicaLoad:
+        """What the router wants to know."""
+        return ReplicaLoad(
+            num_waiting=len(self._waiting),
+            num_running=len(self._running),
+            num_free_blocks=self._pool.num_free,
+            num_blocks=self._pool.num_blocks,
+        )
+
+    def check(self) -> None:
+        """Assert the invariants of scheduler and pool. Call between steps."""
+        self._pool.check()
+        assert all(not s.blocks for s in self._waiting)
+        held = {b for s in self._running.values() for b in s.blocks}
+        assert len(held) == self._pool.num_blocks - self._pool.num_free
+        for s in self._running.values():
+            assert len(s.blocks) == -(-s.num_computed // self._block_tokens)
+
+    def _grow(self, sequence: Sequence, budget: int, slices: list[Slice]) -> int:
+        """Plan the next tokens of a running sequence, preempting younger ones for blocks; return how many."""
+        count = min(sequence.num_missing, budget)
+        while True:
+            try:
+                sequence.blocks += self._pool.allocate(max(0, sequence.num_blocks_for(count)))
+            except OutOfBlocks:
+                youngest = next(reversed(self._running.values()))
+                self._preempt(youngest)
+                if youngest is sequence:
+                    return 0
+            else:
+                slices.append(_slice(sequence, count))
+                return count
+
+    def _admissible(self) -> Iterator[Sequence]:
+        while self._waiting and len(self._running) < self._max_running:
+            yield self._waiting[0]
+
+    def _admit(self, sequence: Sequence, budget: int, slices: list[Slice]) -> int:
+        """Start the first waiting sequence with what the prefix cache has of it; 0 when blocks are short."""
+        shared = self._pool.share(sequence.hashes(len(sequence.tokens) - 1))  # one token at least is computed
+        sequence.blocks, sequence.num_computed = shared, len(shared) * self._block_tokens
+        count = min(sequence.num_missing, budget)
+        try:
+            sequence.blocks += self._pool.allocate(sequence.num_blocks_for(count))
+        except OutOfBlocks:
+            self._drop_blocks(sequence)
+            return 0
+        if not sequence.was_admitted:
+            sequence.was_admitted = True
+            sequence.num_cached = min(sequence.num_computed, len(sequence.request.prompt))
+        self._waiting.popleft()
+        self._running[_key(sequence)] = sequence
+        slices.append(_slice(sequence, count))
+        return count
+
+    def _preempt(self, sequence: Sequence) -> None:
+        del self._running[_key(sequence)]
+        self._drop_blocks(sequence)
+        self._waiting.appendleft(sequence)
+
+    def _drop_blocks(self, sequence: Sequence) -> None:
+        self._pool.release(sequence.blocks)
+        sequence.blocks, sequence.num_computed = [], 0
+
+    def _commit_slice(self, sequence: Sequence, part: Slice, output: StepOutput) -> None:
+        before = sequence.num_computed // self._block_tokens
+        sequence.num_computed += len(part.tokens)
+        names = sequence.hashes(sequence.num_computed)
+        for index in range(before, len(names)):
+            self._pool.publish(sequence.blocks[index], names[index])
+        if part.sampling is None:
+            return
+        token = output.tokens[part.key]
+        sequence.tokens.append(token)
+        finish = _finish_reason(sequence)
+        self._events.append(_event(sequence, (token,), finish))
+        if finish is not None:
+            del self._running[part.key]
+            self._drop_blocks(sequence)
+
+
+def sequence_key(request_id: str, attempt: int) -> str:
+    """Two attempts of one request may meet in one engine; they are different sequences."""
+    return f"{request_id}#{attempt}"
+
+
+def _key(sequence: Sequence) -> str:
+    return sequence_key(sequence.request.request_id, sequence.request.attempt)
+
+
+def _slice(sequence: Sequence, count: int) -> Slice:
+    start = sequence.num_computed
+    is_last = count == sequence.num_missing
+    return Slice(
+        key=_key(sequence),
+        tokens=tuple(sequence.tokens[start : start + count]),
+        start=start,
+        blocks=tuple(sequence.blocks),
+        sampling=sequence.request.sampling if is_last else None,
+    )
+
+
+def _finish_reason(sequence: Sequence) -> FinishReason | None:
+    if sequence.num_output and sequence.tokens[-1] in sequence.request.sampling.stop_token_ids:
+        return "stop"
+    return "length" if len(sequence.tokens) >= sequence.max_len else None
+
+
+def _event(sequence: Sequence, tokens: tuple[int, ...], finish: FinishReason | None) -> TokenEvent:
+    request = sequence.request
+    start = sequence.num_output - len(tokens)
+    return TokenEvent(request.request_id, request.attempt, start, tokens, finish, sequence.num_cached)

@@ -1,0 +1,45 @@
+"""One request's state in the engine: the only mutable record, owned by the scheduler."""
+
+from glm_cluster.engine.blocks import ROOT_HASH, block_hash
+from glm_cluster.records import GenerationRequest
+
+
+class Sequence:
+    """Tokens known so far, how many of them are computed, and the blocks that hold their keys and values.
+
+    `tokens` is prompt + output. The step loop only ever closes the gap between `num_computed` and `len(tokens)`.
+    """
+
+    def __init__(self, request: GenerationRequest, *, block_tokens: int, max_tokens: int) -> None:
+        self.request = request
+        self.tokens = [*request.prompt, *request.output]
+        self.max_len = len(request.prompt) + max_tokens
+        self.num_computed = 0
+        self.num_cached = 0  # prompt tokens found in the prefix cache at first admission
+        self.was_admitted = False
+        self.blocks: list[int] = []
+        self._block_tokens = block_tokens
+        self._hashes: list[bytes] = []
+
+    @property
+    def num_output(self) -> int:
+        """Tokens generated so far, those of earlier attempts included."""
+        return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def num_missing(self) -> int:
+        """Tokens known but not computed."""
+        return len(self.tokens) - self.num_computed
+
+    def num_blocks_for(self, num_tokens: int) -> int:
+        """Blocks needed beyond those held, to compute `num_tokens` more."""
+        return -(-(self.num_computed + num_tokens) // self._block_tokens) - len(self.blocks)
+
+    def hashes(self, num_tokens: int) -> list[bytes]:
+        """Names of the full blocks within the first `num_tokens` tokens; computed once each."""
+        count = num_tokens // self._block_tokens
+        while len(self._hashes) < count:
+            start = len(self._hashes) * self._block_tokens
+            parent = self._hashes[-1] if self._hashes else ROOT_HASH
+            self._hashes.append(block_hash(parent, self.tokens[start : start + self._block_tokens]))
+        return self._hashes[:count]

@@ -1,0 +1,152 @@
+"""Attention over keys and values that somebody keeps. Two keepers: a growing tensor, and paged blocks.
+
+`PlainAttention` is HF's SDPA call for call (bit-equal, dense, one batch of equal lengths): the reference and the
+offline forward. `PagedAttention` serves the engine: ragged, over KV blocks, and a row's result depends on nothing but
+its own query and its own keys and values: not on the batch, not on how its tokens were split into steps.
+
+Shape legend: B batch, T query tokens, N query heads, K KV heads, G = N / K, D head width, S sequences in a group,
+C context slots (padded to whole tiles), J tiles, W = 64 slots in a tile, M query rows (tokens x G, padded to 8).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TILE_SLOTS = 64
+ROW_MULTIPLE = 8  # fp32 GEMM rows are bit-equal whatever their number once it is a multiple of 8 (measured, MKL)
+MAX_ROWS = 1024  # query rows of one score matrix, to bound its memory
+
+
+class Attend(Protocol):
+    """What a layer calls: store k and v [..., T, K, D], answer queries [..., T, N, D] with [..., T, N, D]."""
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+
+
+class PlainAttention:
+    """Causal attention over everything seen so far, equal lengths, no padding: HF's `sdpa_attention_forward`."""
+
+    def __init__(self) -> None:
+        self._keys: dict[int, Tensor] = {}
+        self._values: dict[int, Tensor] = {}
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens kept so far."""
+        return self._keys[0].shape[2] if self._keys else 0
+
+    def __call__(self, layer: int, q_BTND: Tensor, k_BTKD: Tensor, v_BTKD: Tensor) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q_BTND, k_BTKD, v_BTKD))
+        if layer in self._keys:
+            k = torch.cat([self._keys[layer], k], dim=2)
+            v = torch.cat([self._values[layer], v], dim=2)
+        self._keys[layer], self._values[layer] = k, v
+        num_queries, num_keys = q.shape[2], k.shape[2]
+        mask = None
+        if 1 < num_queries < num_keys:
+            mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=q.device).tril(num_keys - num_queries)
+        causal = num_queries > 1 and mask is None
+        grouped = q.shape[1] > k.shape[1]
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+        return mixed.transpose(1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class KvCache:
+    """Keys and values of every layer in blocks, a tensor [K, num_blocks, block_tokens, D] each.
+
+    Block 0 is scratch: padding rows of a batch write there and nothing reads it.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+
+    @property
+    def block_tokens(self) -> int:
+        """Slots in a block."""
+        return self.keys[0].shape[2]
+
+
+@dataclass(frozen=True, slots=True)
+class QueryGroup:
+    """Sequences whose attention is computed together: the same number of query tokens and of context tiles each."""
+
+    rows: Tensor  # [S * T] where each sequence's query tokens stand in the step
+    positions: Tensor  # [S, T] their positions
+    blocks: Tensor  # [S, C / block_tokens] block table, padded with the scratch block
+
+
+class PagedAttention:
+    """The step's attention over `cache`: write the new keys and values, then answer each group of queries.
+
+    The order of every sum is fixed by positions alone: scores are dot products over D, each tile of 64 slots is
+    reduced by itself, and tiles are joined in a binary tree by index. Inside, everything is fp32.
+    """
+
+    def __init__(self, cache: KvCache, slots: Tensor, groups: Sequence[QueryGroup]) -> None:
+        self._cache = cache
+        self._slots = slots  # [T] flat slot of each token of the step
+        self._groups = groups
+
+    def __call__(self, layer: int, q_TND: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        keys.flatten(1, 2).index_copy_(1, self._slots, k_TKD.transpose(0, 1))
+        values.flatten(1, 2).index_copy_(1, self._slots, v_TKD.transpose(0, 1))
+        mixed_TND = torch.zeros_like(q_TND)
+        for group in self._groups:
+            q_STND = torch.unflatten(q_TND[group.rows], 0, group.positions.shape)
+            mixed_TND[group.rows] = _attend_group(q_STND, group, keys, values).flatten(0, 1).to(q_TND.dtype)
+        return mixed_TND
+
+
+def _attend_group(q_STND: Tensor, group: QueryGroup, keys: Tensor, values: Tensor) -> Tensor:
+    """Answer one group's queries [S, T, N, D] in fp32, in slices of at most MAX_ROWS query rows."""
+    num_sequences, num_tokens = group.positions.shape
+    num_kv_heads, head_dim = keys.shape[0], keys.shape[-1]
+    per_kv_head = q_STND.shape[2] // num_kv_heads
+    k_KSJWD, v_KSJWD = (_tiles(x, group.blocks) for x in (keys, values))
+    q_KSMD = torch.unflatten(q_STND.float(), 2, (num_kv_heads, per_kv_head)).permute(2, 0, 1, 3, 4).flatten(2, 3)
+    positions_SM = group.positions.repeat_interleave(per_kv_head, dim=1)
+    pad = -q_KSMD.shape[2] % ROW_MULTIPLE
+    q_KSMD, positions_SM = F.pad(q_KSMD, (0, 0, 0, pad)), F.pad(positions_SM, (0, pad))
+    parts = [
+        _attend_rows(q, positions, k_KSJWD, v_KSJWD, head_dim**-0.5)
+        for q, positions in zip(torch.split(q_KSMD, MAX_ROWS, 2), torch.split(positions_SM, MAX_ROWS, 1), strict=True)
+    ]
+    out_KSMD = torch.cat(parts, dim=2)[:, :, : num_tokens * per_kv_head]
+    out = torch.unflatten(out_KSMD, 2, (num_tokens, per_kv_head)).permute(1, 2, 0, 3, 4)
+    return out.reshape(num_sequences, num_tokens, -1, head_dim)
+
+
+def _tiles(cache: Tensor, blocks_SC: Tensor) -> Tensor:
+    """Gather a group's blocks in fp32 as [K, S, J, W, D]."""
+    num_kv_heads, _, _, head_dim = cache.shape
+    gathered = cache.index_select(1, blocks_SC.flatten()).float()
+    return gathered.view(num_kv_heads, blocks_SC.shape[0], -1, TILE_SLOTS, head_dim)
+
+
+def _attend_rows(q_KSMD: Tensor, positions_SM: Tensor, k_KSJWD: Tensor, v_KSJWD: Tensor, scale: float) -> Tensor:
+    num_tiles = k_KSJWD.shape[2]
+    q_KSJMD = q_KSMD.unsqueeze(2).expand(-1, -1, num_tiles, -1, -1)
+    scores_KSJMW = (q_KSJMD @ k_KSJWD.transpose(-1, -2)).mul_(scale)
+    slots_JW = torch.arange(num_tiles * TILE_SLOTS, device=q_KSMD.device).view(num_tiles, 1, TILE_SLOTS)
+    future_SJMW = slots_JW > positions_SM[:, None, :, None]
+    scores_KSJMW.masked_fill_(future_SJMW, float("-inf"))
+    peak_KSM = scores_KSJMW.amax(dim=(2, 4))
+    weights_KSJMW = scores_KSJMW.sub_(peak_KSM[:, :, None, :, None]).exp_()
+    total_KSM = sum_tiles(weights_KSJMW.sum(-1))
+    mixed_KSMD = sum_tiles(weights_KSJMW @ v_KSJWD)
+    return mixed_KSMD / total_KSM.unsqueeze(-1)
+
+
+def sum_tiles(x_KSJ: Tensor) -> Tensor:
+    """Add over dimension 2 in a binary tree by index; trailing zero tiles do not change a bit of the result."""
+    while x_KSJ.shape[2] > 1:
+        if x_KSJ.shape[2] % 2:
+            x_KSJ = torch.cat([x_KSJ, torch.zeros_like(x_KSJ[:, :, :1])], dim=2)
+        x_KSJ = x_KSJ[:, :, 0::2] + x_KSJ[:, :, 1::2]
+    return x_KSJ.squeeze(2)
