@@ -1,0 +1,40 @@
+"""Fixtures every suite shares. `support` holds the plain functions."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.checkpoints import write_checkpoint
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real GLM tokenizers, templates and CRDs; a checkout without them skips what needs them."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("the reference data beside the checkout (../shared/data) is absent")
+    return SHARED / "data"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Make tiny random checkpoints, one directory for each distinct set of config changes."""
+    made: dict[str, Path] = {}
+
+    def make(**changes: Any) -> Path:
+        key = repr(sorted(changes.items()))
+        if key not in made:
+            made[key] = write_checkpoint(tmp_path_factory.mktemp("glm"), **changes)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def demo_directory() -> Path:
+    """The demo model, fetched into the user's cache on first use."""
+    from glm_cluster.model.demo import ensure_demo_model
+
+    return ensure_demo_model()

@@ -1,0 +1,86 @@
+"""Sharded equals unsharded, and the collectives of a step are exactly those the design allows."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from support.engines import drain, mixed_requests
+from support.groups import join_threads, on_every_rank, open_group
+from torch import Tensor
+
+from glm_cluster.config import EngineConfig
+from glm_cluster.engine.engine import open_engine
+from glm_cluster.model.checkpoint import load_model
+from glm_cluster.model.ranks import Ranks
+
+pytestmark = pytest.mark.parallel
+
+CASES = [
+    ({}, 2),
+    ({}, 4),  # 2 KV heads on 4 ranks: replicated
+    ({"num_attention_heads": 6, "num_key_value_heads": 3, "intermediate_size": 96, "tie_word_embeddings": True}, 3),
+    ({"attention_bias": False, "vocab_size": 299}, 2),  # an odd vocabulary: the last share is padded
+]
+
+
+class CountingRanks(Ranks):
+    """Ranks that remember which collectives ran."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        self.calls: list[str] = []
+
+    def sum(self, x: Tensor) -> Tensor:
+        self.calls.append("sum")
+        return super().sum(x)
+
+    def gather(self, x: Tensor) -> Tensor | None:
+        self.calls.append("gather")
+        return super().gather(x)
+
+
+@pytest.mark.parametrize(("changes", "size"), CASES, ids=str)
+def test_a_group_gives_the_ids_of_one_rank(checkpoint: Callable[..., Path], changes: dict, size: int) -> None:
+    config = EngineConfig(model=str(checkpoint(**changes)), dtype="float32")
+    requests = mixed_requests(10, vocab_size=299, max_tokens=24)
+    group, _ = open_group(config, size)
+    assert drain(group, requests) == drain(open_engine(config), requests)
+
+
+def test_two_all_reduces_a_layer_one_for_the_embedding_one_gather(checkpoint: Callable[..., Path]) -> None:
+    engine, ranks = open_group(EngineConfig(model=str(checkpoint())), 2, CountingRanks)
+    for request in mixed_requests(3, vocab_size=301):
+        engine.add(request)
+    for rank in ranks:
+        rank.calls.clear()
+    engine.step()
+    assert [rank.calls for rank in ranks] == [["sum"] * (1 + 2 * 3) + ["gather"]] * 2
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_a_rows_sum_does_not_depend_on_its_place(size: int) -> None:
+    """gloo's own all-reduce fails this: its ring adds each part of the buffer in another order."""
+    ranks = join_threads(size)
+    parts = [torch.randn(64, 33, generator=torch.Generator().manual_seed(r)) for r in range(size)]
+    whole = on_every_rank(size, lambda r: ranks[r].sum(parts[r].clone()))
+    rows = on_every_rank(size, lambda r: [ranks[r].sum(parts[r][i : i + 1].clone()) for i in range(64)])
+    assert all(torch.equal(w, whole[0]) for w in whole)
+    assert torch.equal(torch.cat(rows[0]), whole[0])
+
+
+def test_each_rank_holds_its_share_of_the_weights(checkpoint: Callable[..., Path]) -> None:
+    directory = checkpoint(num_attention_heads=6, num_key_value_heads=3, intermediate_size=96)
+    ranks = join_threads(3)
+    whole = _num_bytes(load_model(directory, ranks=Ranks.single()))
+    shares = on_every_rank(3, lambda r: _num_bytes(load_model(directory, ranks=ranks[r])))
+    assert all(whole / 3 <= share < whole / 3 * 1.05 for share in shares)
+
+
+def test_a_group_agrees_on_the_smallest_pool() -> None:
+    ranks = join_threads(3)
+    assert on_every_rank(3, lambda r: ranks[r].least(10 + r)) == [10, 10, 10]
+
+
+def _num_bytes(model: torch.nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())

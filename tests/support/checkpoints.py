@@ -1,0 +1,58 @@
+"""Tiny random GLM checkpoints, written by transformers: the oracle's own files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+TINY: dict[str, Any] = {
+    "vocab_size": 301,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "eos_token_id": [1],
+    "initializer_range": 0.3,  # large, so that greedy gaps are wide and a wrong rank or pairing shows
+}
+
+
+def write_checkpoint(
+    directory: Path, *, seed: int = 1, max_shard_size: str = "50GB", dtype: str = "float32", **changes: Any
+) -> Path:
+    """Save a random HF GlmForCausalLM (biases random too), its weights in `dtype`, and return its directory."""
+    import torch
+    from transformers import GlmConfig, GlmForCausalLM
+
+    torch.manual_seed(seed)
+    model = GlmForCausalLM(GlmConfig(**{**TINY, **changes}))
+    for name, parameter in model.named_parameters():
+        if name.endswith(("bias", "norm.weight")):
+            torch.nn.init.normal_(parameter, mean=1.0 if "norm" in name else 0.0, std=0.3)
+    model.to(getattr(torch, dtype)).save_pretrained(directory, max_shard_size=max_shard_size)
+    return directory
+
+
+def oracle(directory: Path, dtype: str = "float32") -> Any:
+    """HF's model on a checkpoint. Loaded by dtype: `.to(bfloat16)` would cast its rotary buffer as well."""
+    import torch
+    from transformers import GlmForCausalLM
+
+    return GlmForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype)).eval()
+
+
+def oracle_greedy(model: Any, prompt: tuple[int, ...], max_new_tokens: int) -> tuple[int, ...]:
+    """HF `generate`, greedy, without the prompt."""
+    import torch
+
+    ids = torch.tensor([prompt])
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False)
+    return tuple(out[0, len(prompt) :].tolist())
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Change keys of a JSON file in place; None removes one."""
+    raw = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({k: v for k, v in raw.items() if v is not None}))

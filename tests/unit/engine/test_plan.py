@@ -1,0 +1,10 @@
+"""A plan crosses the wire unchanged."""
+
+from glm_cluster.engine.plan import Slice, StepPlan
+from glm_cluster.records import SamplingParams
+
+
+def test_round_trip() -> None:
+    sampling = SamplingParams(max_tokens=3, temperature=0.5, top_k=4, seed=2**63 - 1, stop_token_ids=(1, 2))
+    plan = StepPlan((Slice("a#0", (1, 2, 3), 16, (4, 5), None), Slice("b#1", (9,), 0, (6,), sampling)))
+    assert StepPlan.unpack(plan.pack()) == plan

@@ -1,0 +1,182 @@
+"""Scheduling decisions, with sampled tokens made up: no model."""
+
+import random
+
+import pytest
+
+from glm_cluster.engine.blocks import BlockPool
+from glm_cluster.engine.plan import StepOutput, StepPlan
+from glm_cluster.engine.scheduler import Scheduler
+from glm_cluster.errors import InvalidRequest
+from glm_cluster.records import GenerationRequest, SamplingParams, TokenEvent
+
+
+def _scheduler(num_blocks: int = 64, step_tokens: int = 32, max_running: int = 8, max_len: int = 1000) -> Scheduler:
+    return Scheduler(
+        BlockPool(num_blocks + 1),
+        block_tokens=4,
+        max_running=max_running,
+        step_tokens=step_tokens,
+        max_model_len=max_len,
+    )
+
+
+def _request(name: str, num_prompt: int, max_tokens: int = 4, first: int = 10, **more: object) -> GenerationRequest:
+    return GenerationRequest(
+        request_id=name,
+        prompt=tuple(range(first, first + num_prompt)),
+        sampling=SamplingParams(max_tokens=max_tokens, temperature=0, stop_token_ids=(1,)),
+        **more,
+    )
+
+
+def _step(scheduler: Scheduler, token: int = 5) -> tuple[StepPlan, list[TokenEvent]]:
+    plan = scheduler.plan()
+    assert plan is not None
+    sampled = {s.key: token for s in plan.slices if s.sampling is not None}
+    events = scheduler.commit(plan, StepOutput(sampled))
+    scheduler.check()
+    return plan, events
+
+
+def _lengths(plan: StepPlan) -> dict[str, int]:
+    return {s.key.split("#")[0]: len(s.tokens) for s in plan.slices}
+
+
+def test_prefill_is_chunked_and_mixed_with_decode() -> None:
+    scheduler = _scheduler(step_tokens=8)
+    scheduler.add(_request("a", 6))
+    scheduler.add(_request("b", 20, first=100))
+    assert _lengths(_step(scheduler)[0]) == {"a": 6, "b": 2}
+    plan, events = _step(scheduler)
+    assert _lengths(plan) == {"a": 1, "b": 7}
+    assert [e.request_id for e in events] == ["a"]
+    plan, _ = _step(scheduler)
+    assert plan.slices[1].start == 9
+
+
+def test_nothing_is_sampled_before_the_prompt_ends() -> None:
+    scheduler = _scheduler(step_tokens=8)
+    scheduler.add(_request("a", 20))
+    plans = [_step(scheduler)[0] for _ in range(3)]
+    assert [s.sampling is not None for p in plans for s in p.slices] == [False, False, True]
+
+
+def test_a_stop_token_ends_with_stop_and_max_tokens_with_length() -> None:
+    scheduler = _scheduler()
+    scheduler.add(_request("a", 3, max_tokens=2))
+    assert _step(scheduler)[1][0].finish is None
+    assert _step(scheduler)[1][0].finish == "length"
+    scheduler.add(_request("b", 3))
+    assert _step(scheduler, token=1)[1] == [TokenEvent("b", 0, 0, (1,), "stop", 0)]
+    assert not scheduler.has_work
+
+
+def test_a_shared_prefix_is_computed_once() -> None:
+    scheduler = _scheduler()
+    scheduler.add(_request("a", 11))
+    _step(scheduler)
+    scheduler.add(_request("b", 11))
+    plan, events = _step(scheduler)
+    assert _lengths(plan) == {"a": 1, "b": 3}
+    assert {e.request_id: e.num_cached_tokens for e in events} == {"a": 0, "b": 8}
+    assert plan.slices[0].blocks[:2] == plan.slices[1].blocks[:2]
+
+
+def test_a_fully_cached_prompt_still_computes_one_token() -> None:
+    scheduler = _scheduler()
+    for name in "ab":
+        scheduler.add(_request(name, 8, max_tokens=1))
+        plan, events = _step(scheduler)
+    assert _lengths(plan) == {"b": 4}
+    assert events[0].finish == "length"
+
+
+def test_the_youngest_gives_way_when_blocks_run_out() -> None:
+    scheduler = _scheduler(num_blocks=4)
+    scheduler.add(_request("old", 7, max_tokens=8))
+    scheduler.add(_request("young", 7, max_tokens=8, first=100))
+    _step(scheduler)
+    _step(scheduler)
+    plan, _ = _step(scheduler)
+    assert _lengths(plan) == {"old": 1}
+    assert scheduler.load().num_waiting == 1
+    outputs: dict[str, int] = {"old": 3, "young": 2}
+    while scheduler.has_work:
+        for event in _step(scheduler)[1]:
+            assert event.start == outputs[event.request_id]
+            outputs[event.request_id] += len(event.tokens)
+    assert outputs == {"old": 8, "young": 8}
+    assert scheduler.load().num_free_blocks == 4
+
+
+def test_cancel_frees_blocks_at_once() -> None:
+    scheduler = _scheduler()
+    for name in "abc":
+        scheduler.add(_request(name, 9, first=ord(name) * 10))
+    _step(scheduler)
+    for name in "abc":
+        scheduler.cancel(name, 0)
+    assert scheduler.load().num_free_blocks == 64
+    assert [e.finish for e in scheduler.take_events()] == ["cancelled"] * 3
+    scheduler.cancel("unknown", 0)
+    assert not scheduler.has_work
+
+
+def test_cancel_of_a_waiting_request_and_of_one_attempt_only() -> None:
+    scheduler = _scheduler(max_running=1)
+    for request in (_request("a", 3), _request("a", 3, attempt=1), _request("b", 3)):
+        scheduler.add(request)
+    scheduler.cancel("a", 1)
+    assert scheduler.load().num_waiting == 2
+    assert [(e.request_id, e.attempt) for e in scheduler.take_events()] == [("a", 1)]
+
+
+def test_requests_that_never_fit_are_refused() -> None:
+    scheduler = _scheduler(num_blocks=4, max_len=1000)
+    with pytest.raises(InvalidRequest, match="16 tokens; prompt and output together may have 16"):
+        scheduler.add(_request("a", 16))
+    with pytest.raises(InvalidRequest, match="empty"):
+        scheduler.add(_request("b", 0))
+
+
+def test_output_is_cut_at_the_pool() -> None:
+    scheduler = _scheduler(num_blocks=2, max_len=1000)
+    scheduler.add(_request("a", 6, max_tokens=500))
+    _step(scheduler)
+    assert _step(scheduler)[1][0].finish == "length"
+
+
+@pytest.mark.parametrize(("output", "finish"), [((5, 1), "stop"), ((5, 5, 5, 5), "length")])
+def test_reentry_of_a_finished_request_ends_at_once(output: tuple[int, ...], finish: str) -> None:
+    scheduler = _scheduler()
+    scheduler.add(_request("a", 3, output=output))
+    assert scheduler.plan() is None
+    (event,) = scheduler.take_events()
+    assert (event.finish, event.tokens, event.start) == (finish, (), len(output))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_traffic_ends_once_and_returns_every_block(seed: int) -> None:
+    rng = random.Random(seed)
+    scheduler = _scheduler(num_blocks=12, step_tokens=9, max_running=5)
+    finished: dict[str, int] = {}
+    for i in range(60):
+        scheduler.add(_request(f"r{i}", rng.randrange(1, 30), rng.randrange(1, 12), first=rng.randrange(3) * 50 + 10))
+    for _ in range(3000):
+        if not scheduler.has_work:
+            break
+        if rng.random() < 0.05:
+            scheduler.cancel(f"r{rng.randrange(60)}", 0)
+        if (plan := scheduler.plan()) is None:
+            events = scheduler.take_events()
+        else:
+            sampled = {s.key: rng.choice([1, 5, 6, 7, 8]) for s in plan.slices if s.sampling}
+            assert sum(len(s.tokens) for s in plan.slices) <= 9
+            events = scheduler.commit(plan, StepOutput(sampled))
+        scheduler.check()
+        for event in events:
+            if event.finish:
+                finished[event.request_id] = finished.get(event.request_id, 0) + 1
+    assert finished == {f"r{i}": 1 for i in range(60)}
+    assert scheduler.load().num_free_blocks == 12

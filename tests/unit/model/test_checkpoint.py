@@ -1,0 +1,131 @@
+"""Bad files are refused before a weight is used, with the file and the tensor named."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.checkpoints import edit_json
+
+from glm_cluster.errors import CheckpointError
+from glm_cluster.model.checkpoint import INDEX_FILE, SINGLE_FILE, load_model
+from glm_cluster.model.ranks import Ranks
+
+TENSOR = "model.layers.1.mlp.down_proj.weight"
+
+
+def _load(directory: Path) -> None:
+    load_model(directory, ranks=Ranks.single())
+
+
+@pytest.fixture
+def single(checkpoint: Callable[..., Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(checkpoint(), tmp_path / "single"))
+
+
+@pytest.fixture
+def sharded(checkpoint: Callable[..., Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(checkpoint(max_shard_size="200KB"), tmp_path / "sharded"))
+
+
+def _rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def test_an_index_and_a_single_file_load_the_same(single: Path, sharded: Path) -> None:
+    assert len(list(sharded.glob("*.safetensors"))) > 2
+    one, many = (load_model(d, ranks=Ranks.single()).state_dict() for d in (single, sharded))
+    assert all(torch.equal(one[name], many[name]) for name in one)
+
+
+def test_missing_tensor(single: Path) -> None:
+    _rewrite(single / SINGLE_FILE, lambda t: t.pop(TENSOR))
+    with pytest.raises(CheckpointError, match=f"{TENSOR}' is missing"):
+        _load(single)
+
+
+def test_unexpected_tensor(single: Path) -> None:
+    _rewrite(single / SINGLE_FILE, lambda t: t.update({"model.extra.weight": torch.zeros(2)}))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: tensor 'model.extra.weight' has no place"):
+        _load(single)
+
+
+def test_wrong_shape(single: Path) -> None:
+    _rewrite(single / SINGLE_FILE, lambda t: t.update({TENSOR: torch.zeros(64, 127)}))
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors: tensor '{TENSOR}' has shape \[64, 127\]"):
+        _load(single)
+
+
+def test_wrong_dtype(single: Path) -> None:
+    _rewrite(single / SINGLE_FILE, lambda t: t.update({TENSOR: torch.zeros(64, 128, dtype=torch.int8)}))
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors: tensor '{TENSOR}' has dtype I8"):
+        _load(single)
+
+
+def test_truncated_file(single: Path) -> None:
+    path = single / SINGLE_FILE
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not a whole safetensors file"):
+        _load(single)
+
+
+def test_truncated_shard_is_named(sharded: Path) -> None:
+    path = sorted(sharded.glob("*.safetensors"))[1]
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=path.name):
+        _load(sharded)
+
+
+def test_missing_shard_is_named(sharded: Path) -> None:
+    path = sorted(sharded.glob("*.safetensors"))[1]
+    path.unlink()
+    with pytest.raises(CheckpointError, match=f"{path.name}', which does not exist"):
+        _load(sharded)
+
+
+def test_tensor_not_in_the_file_the_index_names(sharded: Path) -> None:
+    index = json.loads((sharded / INDEX_FILE).read_text())
+    other = next(f for f in index["weight_map"].values() if f != index["weight_map"][TENSOR])
+    edit_json(sharded / INDEX_FILE, weight_map={**index["weight_map"], TENSOR: other})
+    with pytest.raises(CheckpointError, match=rf"{other}: tensor '{TENSOR}' is missing"):
+        _load(sharded)
+
+
+@pytest.mark.parametrize("file", ["../evil.safetensors", "/etc/passwd", "sub/x.safetensors"])
+def test_an_index_cannot_point_outside(sharded: Path, file: str) -> None:
+    index = json.loads((sharded / INDEX_FILE).read_text())
+    edit_json(sharded / INDEX_FILE, weight_map={**index["weight_map"], TENSOR: file})
+    with pytest.raises(CheckpointError, match="outside"):
+        _load(sharded)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": {"a": 1}}', "{}"])
+def test_broken_index(sharded: Path, text: str) -> None:
+    (sharded / INDEX_FILE).write_text(text)
+    with pytest.raises(CheckpointError, match=INDEX_FILE):
+        _load(sharded)
+
+
+def test_nothing_but_safetensors_is_opened(single: Path) -> None:
+    (single / SINGLE_FILE).rename(single / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="only safetensors are read"):
+        _load(single)
+
+
+def test_a_tied_checkpoint_may_store_the_matrix_twice(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    """glm-edge files hold both `embed_tokens` and `lm_head` although tied."""
+    directory = Path(shutil.copytree(checkpoint(tie_word_embeddings=True), tmp_path / "tied"))
+    _rewrite(directory / SINGLE_FILE, lambda t: t.update({"lm_head.weight": torch.zeros(301, 64)}))
+    _load(directory)
+
+
+def test_progress_ends_at_one(single: Path) -> None:
+    seen: list[float] = []
+    load_model(single, ranks=Ranks.single(), on_progress=lambda _, done: seen.append(done))
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
