@@ -1,0 +1,74 @@
+"""Tokenizers to test with: a tiny one made here, the demo model's, and GLM-4's own."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from glm_cluster.model.demo import ensure_demo_model
+from glm_cluster.text.tokenizer import Tokenizer, _byte_of_character
+
+SHARED = Path(__file__).parents[4] / "shared" / "data"
+
+
+def tiny_tokenizer_json() -> dict[str, object]:
+    """The 256 bytes, one merge (`hi`), two special tokens and two that are only added."""
+    vocab = {character: byte for character, byte in _byte_of_character().items()} | {"hi": 256}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    added = [("<|user|>", True), ("<|assistant|>", True), ("<think>", False), ("</think>", False)]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": 257 + index, "content": content, "special": special, **flags}
+            for index, (content, special) in enumerate(added)
+        ],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "model": {"type": "BPE", "vocab": vocab, "merges": [["h", "i"]], "ignore_merges": False},
+    }
+
+
+@pytest.fixture
+def tiny_directory(tmp_path: Path) -> Path:
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tiny_tokenizer_json()), encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Tokenizer:
+    return Tokenizer(tiny_tokenizer_json())
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip("the reference data beside the checkout is absent")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def glm4_directory(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("glm4")
+    packed = (shared_data / "tokenizer" / "tokenizer.GLM-4-0414.json.gz").read_bytes()
+    (directory / "tokenizer.json").write_bytes(gzip.decompress(packed))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def glm4(glm4_directory: Path) -> Tokenizer:
+    return Tokenizer.from_directory(glm4_directory)
+
+
+@pytest.fixture(scope="session")
+def demo_directory() -> Path:
+    return ensure_demo_model()
+
+
+@pytest.fixture(scope="session")
+def demo(demo_directory: Path) -> Tokenizer:
+    return Tokenizer.from_directory(demo_directory)
