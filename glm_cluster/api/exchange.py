@@ -1,0 +1,117 @@
+"""One HTTP exchange over ASGI: strict JSON in, JSON or server-sent events out, the client watched meanwhile.
+
+Knows bytes and sockets' ends. Refuses to know routes and what the JSON means.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Coroutine, Mapping, Sequence
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Send
+
+from glm_cluster.api.replies import error_body, sse
+from glm_cluster.errors import GlmError, InvalidRequest, Overloaded
+
+MAX_BODY_BYTES = 4 << 20
+
+
+class Outgoing:
+    """The way back to the client: one JSON body, or a stream of events."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._streaming = False
+
+    async def json(self, status: int, body: Mapping[str, object], headers: Mapping[str, str] | None = None) -> None:
+        """Send the whole response."""
+        payload = json.dumps(body, separators=(",", ":")).encode()
+        sized = {"content-type": "application/json", "content-length": str(len(payload)), **(headers or {})}
+        await self._start(status, sized)
+        await self._send({"type": "http.response.body", "body": payload})
+
+    async def start_events(self) -> None:
+        """Send the headers of a stream."""
+        self._streaming = True
+        headers = {
+            "content-type": "text/event-stream; charset=utf-8",
+            "cache-control": "no-cache",
+            "x-accel-buffering": "no",
+        }
+        await self._start(200, headers)
+
+    async def event(self, event: bytes) -> None:
+        """Send one event at once."""
+        if event:
+            await self._send({"type": "http.response.body", "body": event, "more_body": True})
+
+    async def end(self) -> None:
+        """Close the stream."""
+        await self._send({"type": "http.response.body", "body": b""})
+
+    async def fail(self, error: GlmError) -> None:
+        """Tell the client: by status while there is still one to send, else by a last event."""
+        if self._streaming:
+            await self.event(sse(error_body(error)))
+            await self.end()
+        else:
+            retry = {"retry-after": f"{error.retry_after_s:.0f}"} if isinstance(error, Overloaded) else None
+            await self.json(error.http_status, error_body(error), retry)
+
+    async def _start(self, status: int, headers: Mapping[str, str]) -> None:
+        encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await self._send({"type": "http.response.start", "status": status, "headers": encoded})
+
+
+async def while_connected(receive: Receive, work: Coroutine[object, object, None]) -> None:
+    """Run `work`; cancel it when the client goes away, and do not return before it has cleaned up."""
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        watching.cancel()
+        working.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await working
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def read_body(receive: Receive) -> bytes:
+    """The body, unless it is too long to be a prompt."""
+    chunks: list[bytes] = []
+    num_bytes = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunks.append(message.get("body", b""))
+        if (num_bytes := num_bytes + len(chunks[-1])) > MAX_BODY_BYTES:
+            raise HTTPException(413, f"the body is over {MAX_BODY_BYTES} bytes; send a shorter prompt")
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+
+
+def decode_json(body: bytes) -> object:
+    """Parse strict JSON: UTF-8, no NaN or Infinity, no name twice in an object."""
+    try:
+        return json.loads(body.decode(), parse_constant=_no_constant, object_pairs_hook=_no_twins)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"the body is not valid JSON: {error}") from error
+
+
+def _no_constant(name: str) -> object:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _no_twins(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError("a name stands twice in one object")
+    return made

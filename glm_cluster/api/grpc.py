@@ -1,0 +1,70 @@
+"""The gRPC wire: `glm_cluster.v1.Glm` over a `Service`. Knows calls, nothing of models or engines.
+
+Ray Serve sends a call to the method of the same name, so the methods carry the names of the .proto file.
+"""
+
+import secrets
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+
+from glm_cluster.api.calls import CallContext, status_of
+from glm_cluster.api.edge import edge
+from glm_cluster.api.health import HealthMethods
+from glm_cluster.api.messages import chat_chunk, chat_request, chat_response, completion_request, generate_chunk
+from glm_cluster.api.proto import glm_pb2
+from glm_cluster.api.replies import Head
+from glm_cluster.api.service import Service, collect
+from glm_cluster.metrics import Meters
+
+
+class GlmGrpc(HealthMethods):
+    """The methods of glm_cluster.v1.Glm and of grpc.health.v1.Health. An error sets the call's status, then raises."""
+
+    def __init__(self, service: Service, ready: Callable[[], Awaitable[bool]], meters: Meters) -> None:
+        super().__init__(ready)
+        self._service = service
+        self._meters = meters
+
+    async def Chat(self, request: glm_pb2.ChatRequest, context: CallContext) -> glm_pb2.ChatResponse:
+        """Answer a conversation in one message."""
+        with status_of(context), edge(self._meters, "grpc", "chat"):
+            head, parsed = self._head("chatcmpl-"), chat_request(request)
+            generation = await self._service.prepare_chat(head.id, parsed)
+            async with aclosing(self._service.stream(generation)) as deltas:
+                answer = await collect(deltas)
+            return chat_response(head, answer, generation.prompt if parsed.return_token_ids else None)
+
+    async def ChatStream(
+        self, request: glm_pb2.ChatRequest, context: CallContext
+    ) -> AsyncGenerator[glm_pb2.ChatChunk, None]:
+        """Answer a conversation token by token."""
+        with status_of(context), edge(self._meters, "grpc", "chat_stream"):
+            head, parsed = self._head("chatcmpl-"), chat_request(request)
+            generation = await self._service.prepare_chat(head.id, parsed)
+            prompt_ids = generation.prompt if parsed.return_token_ids else None
+            async with aclosing(self._service.stream(generation)) as deltas:
+                async for delta in deltas:
+                    yield chat_chunk(head, delta, prompt_ids, parsed.return_token_ids)
+                    prompt_ids = None
+
+    async def Generate(
+        self, request: glm_pb2.GenerateRequest, context: CallContext
+    ) -> AsyncGenerator[glm_pb2.GenerateChunk, None]:
+        """Continue a prompt token by token."""
+        with status_of(context), edge(self._meters, "grpc", "generate"):
+            head, parsed = self._head("cmpl-"), completion_request(request)
+            generation = await self._service.prepare_completion(head.id, parsed)
+            prompt_ids = generation.prompt if parsed.return_token_ids else None
+            async with aclosing(self._service.stream(generation)) as deltas:
+                async for delta in deltas:
+                    yield generate_chunk(head, delta, prompt_ids, parsed.return_token_ids)
+                    prompt_ids = None
+
+    async def ListModels(self, request: glm_pb2.ListModelsRequest, context: CallContext) -> glm_pb2.ListModelsResponse:
+        """List what is served."""
+        info = self._service.info
+        model = glm_pb2.Model(id=info.name, created=info.created, max_model_len=info.max_model_len)
+        return glm_pb2.ListModelsResponse(models=[model])
+
+    def _head(self, prefix: str) -> Head:
+        return Head(id=prefix + secrets.token_hex(12), model=self._service.info.name)

@@ -1,0 +1,56 @@
+"""grpc.health.v1: what Kubernetes and load balancers ask before they send work. Knows readiness, nothing else."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+
+from grpc import StatusCode
+from grpc_health.v1.health_pb2 import (
+    HealthCheckRequest,
+    HealthCheckResponse,
+    HealthListRequest,
+    HealthListResponse,
+)
+
+from glm_cluster.api.calls import CallContext
+from glm_cluster.api.proto import glm_pb2
+from glm_cluster.errors import InvalidRequest
+
+WATCH_INTERVAL_S = 1.0
+
+
+class HealthMethods:
+    """The methods of grpc.health.v1.Health, for the whole server (the empty name) and for our one service."""
+
+    def __init__(self, ready: Callable[[], Awaitable[bool]]) -> None:
+        self._ready = ready
+        self._services = ("", glm_pb2.DESCRIPTOR.services_by_name["Glm"].full_name)
+
+    async def Check(self, request: HealthCheckRequest, context: CallContext) -> HealthCheckResponse:
+        """SERVING when a request would be answered now."""
+        if request.service not in self._services:
+            unknown = f"no service {request.service!r} here; ask for one of {list(self._services)}"
+            context.set_code(StatusCode.NOT_FOUND)
+            context.set_details(unknown)
+            raise InvalidRequest(unknown, param="service")
+        return HealthCheckResponse(status=await self._status())
+
+    async def List(self, request: HealthListRequest, context: CallContext) -> HealthListResponse:
+        """The status of every service."""
+        status = HealthCheckResponse(status=await self._status())
+        return HealthListResponse(statuses=dict.fromkeys(self._services, status))
+
+    async def Watch(
+        self, request: HealthCheckRequest, context: CallContext
+    ) -> AsyncGenerator[HealthCheckResponse, None]:
+        """The status now, and again whenever it changes."""
+        told = None
+        while True:
+            known = request.service in self._services
+            status = await self._status() if known else HealthCheckResponse.SERVICE_UNKNOWN
+            if status != told:
+                yield HealthCheckResponse(status=status)
+                told = status
+            await asyncio.sleep(WATCH_INTERVAL_S)
+
+    async def _status(self) -> HealthCheckResponse.ServingStatus:
+        return HealthCheckResponse.SERVING if await self._ready() else HealthCheckResponse.NOT_SERVING

@@ -1,0 +1,133 @@
+"""Protobuf messages to what `openai` validates, and answers to protobuf messages. Knows no calls.
+
+Both wires share one validator: a message becomes the mapping that the same request would be in JSON.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest
+from glm_cluster.api.proto import glm_pb2
+from glm_cluster.api.replies import Head
+from glm_cluster.api.service import Answer, Delta, Usage
+from glm_cluster.errors import InvalidRequest
+from glm_cluster.records import FinishReason
+
+_ROLES = {glm_pb2.ROLE_SYSTEM: "system", glm_pb2.ROLE_USER: "user", glm_pb2.ROLE_ASSISTANT: "assistant"}
+
+
+def chat_request(message: glm_pb2.ChatRequest) -> ChatCompletionRequest:
+    """Validate a conversation."""
+    raw = _raw(message)
+    raw["messages"] = [_turn(turn) for turn in message.messages]
+    return ChatCompletionRequest.parse(raw)
+
+
+def completion_request(message: glm_pb2.GenerateRequest) -> CompletionRequest:
+    """Validate a prompt to continue."""
+    raw = _raw(message)
+    if "text" in raw:
+        raw["prompt"] = raw.pop("text")
+    if "token_ids" in raw:
+        raw["prompt"] = list(raw.pop("token_ids").ids)
+    return CompletionRequest.parse(raw)
+
+
+def _raw(message: glm_pb2.ChatRequest | glm_pb2.GenerateRequest) -> dict[str, Any]:
+    """The fields that were given, `sampling` spread among the others as in JSON."""
+    if unknown := sorted(set(_unknown_fields(message, ""))):
+        raise InvalidRequest(f"unsupported fields: {', '.join(unknown)}; leave them out", param=unknown[0])
+    raw = {field.name: value for field, value in message.ListFields()}
+    if sampling := raw.pop("sampling", None):
+        raw |= {field.name: value for field, value in sampling.ListFields()}
+    if "stop_token_ids" in raw:
+        raw["stop_token_ids"] = list(raw["stop_token_ids"])
+    return raw
+
+
+def _turn(message: glm_pb2.ChatMessage) -> dict[str, object]:
+    turn: dict[str, object] = {}
+    if message.HasField("role"):
+        turn["role"] = _ROLES.get(message.role, str(message.role))
+    if message.HasField("content"):
+        turn["content"] = message.content
+    return turn
+
+
+def _unknown_fields(message: Message, path: str) -> Iterator[str]:
+    """Paths of fields, here and below, that this version of the schema has no name for: `messages.0.field 7`."""
+    unknown = UnknownFieldSet(message)
+    for index in range(len(unknown)):
+        yield f"{path}field {unknown[index].field_number}"
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        if isinstance(value, Message):
+            yield from _unknown_fields(value, f"{path}{field.name}.")
+        else:
+            for index, item in enumerate(value):
+                yield from _unknown_fields(item, f"{path}{field.name}.{index}.")
+
+
+def chat_response(head: Head, answer: Answer, prompt_ids: tuple[int, ...] | None) -> glm_pb2.ChatResponse:
+    """A whole answer; `prompt_ids` when the client wants token ids."""
+    return glm_pb2.ChatResponse(
+        id=head.id,
+        created=head.created,
+        model=head.model,
+        message=glm_pb2.ChatMessage(role=glm_pb2.ROLE_ASSISTANT, content=answer.text),
+        finish_reason=_finish(answer.finish),
+        usage=_usage(answer.usage),
+        prompt_token_ids=prompt_ids,
+        token_ids=None if prompt_ids is None else answer.token_ids,
+    )
+
+
+def chat_chunk(head: Head, delta: Delta, prompt_ids: tuple[int, ...] | None, with_ids: bool) -> glm_pb2.ChatChunk:
+    """A piece of an answer; `prompt_ids` in the first one when the client wants token ids."""
+    return glm_pb2.ChatChunk(
+        id=head.id,
+        created=head.created,
+        model=head.model,
+        content=delta.text,
+        finish_reason=_finish(delta.finish),
+        usage=_usage(delta.usage),
+        prompt_token_ids=prompt_ids,
+        token_ids=delta.token_ids if with_ids else None,
+    )
+
+
+def generate_chunk(
+    head: Head, delta: Delta, prompt_ids: tuple[int, ...] | None, with_ids: bool
+) -> glm_pb2.GenerateChunk:
+    """A piece of a continuation; `prompt_ids` as in `chat_chunk`."""
+    return glm_pb2.GenerateChunk(
+        id=head.id,
+        created=head.created,
+        model=head.model,
+        text=delta.text,
+        finish_reason=_finish(delta.finish),
+        usage=_usage(delta.usage),
+        prompt_token_ids=prompt_ids,
+        token_ids=delta.token_ids if with_ids else None,
+    )
+
+
+def _finish(reason: FinishReason | None) -> glm_pb2.FinishReason:
+    if reason is None:
+        return glm_pb2.FINISH_REASON_UNSPECIFIED
+    return glm_pb2.FINISH_REASON_STOP if reason == "stop" else glm_pb2.FINISH_REASON_LENGTH
+
+
+def _usage(usage: Usage | None) -> glm_pb2.Usage | None:
+    if usage is None:
+        return None
+    return glm_pb2.Usage(
+        prompt_tokens=usage.num_prompt_tokens,
+        completion_tokens=usage.num_output_tokens,
+        total_tokens=usage.num_prompt_tokens + usage.num_output_tokens,
+        cached_tokens=usage.num_cached_tokens,
+    )

@@ -1,0 +1,77 @@
+"""Gathers prompts so that one call tokenises many. Knows no request: text in, ids out.
+
+The first prompt after a pause is encoded at once; while prompts keep coming, a batch starts at most every 2 ms, and
+no sooner than the one before it is done.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeAlias
+
+from glm_cluster.metrics import ENCODE_BATCH, Meters
+from glm_cluster.text.tokenizer import Text, Tokenizer
+
+WINDOW_S = 0.002
+
+Ids: TypeAlias = tuple[int, ...]
+
+
+class EncodeWindow:
+    """One worker thread and the prompts that wait for it. `close()` ends the thread."""
+
+    def __init__(self, tokenizer: Tokenizer, meters: Meters) -> None:
+        self._tokenizer = tokenizer
+        self._meters = meters
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")
+        self._jobs: list[tuple[Text, asyncio.Future[Ids]]] = []
+        self._rounds: asyncio.Task[None] | None = None  # alive while there are jobs
+        self._next_start = 0.0  # on the loop's clock
+
+    async def encode(self, text: Text) -> Ids:
+        """The ids of `text`, from a batch with whatever else came in time."""
+        future: asyncio.Future[Ids] = asyncio.get_running_loop().create_future()
+        self._jobs.append((text, future))
+        if self._rounds is None:
+            self._rounds = asyncio.create_task(self._run())
+        return await future
+
+    def close(self) -> None:
+        """End the worker thread once it has finished what it is doing."""
+        self._worker.shutdown(wait=False)
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while self._jobs:
+                await asyncio.sleep(self._next_start - loop.time())  # even 0 lets this tick's other prompts in
+                self._next_start = loop.time() + WINDOW_S
+                jobs, self._jobs = [job for job in self._jobs if not job[1].done()], []
+                await self._encode(jobs)
+        finally:
+            self._rounds = None
+
+    async def _encode(self, jobs: Sequence[tuple[Text, asyncio.Future[Ids]]]) -> None:
+        if not jobs:
+            return
+        self._meters.observe(ENCODE_BATCH, len(jobs))
+        batch = asyncio.wrap_future(self._worker.submit(self._tokenizer.encode_batch, [text for text, _ in jobs]))
+        await asyncio.wait([batch])
+        waiting = [future for _, future in jobs]
+        if error := batch.exception():
+            _refuse(waiting, error)
+        else:
+            _release(waiting, batch.result())
+
+
+def _refuse(waiting: Sequence[asyncio.Future[Ids]], error: BaseException) -> None:
+    for future in waiting:
+        if not future.done():
+            future.set_exception(error)
+
+
+def _release(waiting: Sequence[asyncio.Future[Ids]], encoded: Sequence[Ids]) -> None:
+    """Wake the waiters in the order of their ids, so that prompts which share a prefix go on side by side."""
+    for index in sorted(range(len(waiting)), key=encoded.__getitem__):
+        if not waiting[index].done():
+            waiting[index].set_result(encoded[index])

@@ -1,0 +1,208 @@
+"""A service over an arithmetic engine: token i of an answer is a function of the prompt and i alone."""
+
+import asyncio
+import contextlib
+import inspect
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+from grpc_health.v1 import health_pb2_grpc
+
+from glm_cluster.api.grpc import GlmGrpc
+from glm_cluster.api.http import build_http_app
+from glm_cluster.api.proto import glm_pb2_grpc
+from glm_cluster.api.service import Service
+from glm_cluster.api.window import EncodeWindow
+from glm_cluster.errors import GlmError
+from glm_cluster.metrics import Metric, NoMeters
+from glm_cluster.records import GenerationRequest, ModelInfo, TokenEvent
+from glm_cluster.text.chat import ChatTemplate
+from glm_cluster.text.tokenizer import Tokenizer
+
+EOS = 256
+VOCAB = 260
+TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"
+)
+
+
+@dataclass
+class Echo:
+    """An engine that says the prompt backwards, byte by byte, over and over.
+
+    A prompt that holds `!` stops after one round; one that holds `~` fails with `error` after two tokens.
+    """
+
+    error: GlmError | None = None
+    pause_s: float = 0.0
+    open: int = 0  # streams neither ended nor closed
+    closed_early: int = 0
+    seen: list[GenerationRequest] = field(default_factory=list)
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
+        self.seen.append(request)
+        self.open += 1
+        finished = False
+        try:
+            for index in range(request.sampling.max_tokens):
+                await asyncio.sleep(self.pause_s)
+                if self.error is not None and ord("~") in request.prompt and index == 2:
+                    raise self.error
+                token = self.token(request.prompt, index)
+                reason = "stop" if token in request.sampling.stop_token_ids else None
+                reason = reason or ("length" if index + 1 == request.sampling.max_tokens else None)
+                finished = reason is not None
+                yield TokenEvent(request.request_id, request.attempt, index, (token,), reason, len(request.prompt) // 2)
+                if finished:
+                    return
+        finally:
+            self.open -= 1
+            self.closed_early += not finished
+
+    @staticmethod
+    def token(prompt: tuple[int, ...], index: int) -> int:
+        if index == len(prompt) and ord("!") in prompt:
+            return EOS
+        return prompt[-1 - index % len(prompt)]
+
+
+class Tally(NoMeters):
+    """Keeps what was counted and observed."""
+
+    def __init__(self) -> None:
+        self.counted: list[tuple[str, float, dict[str, str]]] = []
+        self.observed: list[tuple[str, float]] = []
+
+    def count(self, metric: Metric, value: float, tags: dict[str, str] | None = None) -> None:
+        assert set(tags or {}) == set(metric.tag_keys)
+        self.counted.append((metric.name, value, dict(tags or {})))
+
+    def observe(self, metric: Metric, value: float, tags: dict[str, str] | None = None) -> None:
+        assert set(tags or {}) == set(metric.tag_keys)
+        self.observed.append((metric.name, value))
+
+
+def byte_characters() -> list[str]:
+    """GPT-2's alphabet: the printable character that stands for each byte."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+@pytest.fixture(scope="session")
+def byte_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer whose id for a byte is that byte, and a template that can be read."""
+    path = tmp_path_factory.mktemp("bytes")
+    content = {
+        "version": "1.0",
+        "added_tokens": [
+            {
+                "id": EOS,
+                "content": "<|end|>",
+                "special": True,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+            }
+        ],
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {"type": "BPE", "vocab": {c: i for i, c in enumerate(byte_characters())}, "merges": []},
+    }
+    (path / "tokenizer.json").write_text(json.dumps(content))
+    (path / "chat_template.jinja").write_text(TEMPLATE)
+    return path
+
+
+@pytest.fixture
+def echo() -> Echo:
+    return Echo()
+
+
+@pytest.fixture
+def tally() -> Tally:
+    return Tally()
+
+
+@pytest.fixture
+async def service(byte_checkpoint: Path, echo: Echo, tally: Tally) -> AsyncIterator[Service]:
+    tokenizer = Tokenizer.from_directory(byte_checkpoint)
+    encoder = EncodeWindow(tokenizer, tally)
+    yield Service(
+        info=ModelInfo(name="tiny", vocab_size=VOCAB, max_model_len=100, eos_token_ids=(EOS,)),
+        tokenizer=tokenizer,
+        template=ChatTemplate.from_directory(byte_checkpoint, tokenizer),
+        generator=echo,
+        encoder=encoder,
+        meters=tally,
+    )
+    encoder.close()
+
+
+@pytest.fixture
+def is_ready() -> dict[str, bool]:
+    """Flip `now` to make the cluster unready."""
+    return {"now": True}
+
+
+@pytest.fixture
+def ready(is_ready: dict[str, bool]) -> Callable[[], object]:
+    async def now() -> bool:
+        return is_ready["now"]
+
+    return now
+
+
+@pytest.fixture
+async def http(service: Service, ready: Callable[[], object], tally: Tally) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the HTTP application, in this process."""
+    transport = httpx.ASGITransport(build_http_app(service, ready, tally))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
+
+
+class _Adapter:
+    """Gives a servicer's methods to a plain grpc.aio server, which would turn a raised error into UNKNOWN."""
+
+    def __init__(self, methods: GlmGrpc) -> None:
+        self._methods = methods
+
+    def __getattr__(self, name: str) -> object:
+        method = getattr(self._methods, name)
+
+        async def unary(request: object, context: object) -> object:
+            with contextlib.suppress(GlmError):
+                return await method(request, context)
+
+        async def stream(request: object, context: object) -> AsyncIterator[object]:
+            async with contextlib.aclosing(method(request, context)) as messages:
+                with contextlib.suppress(GlmError):
+                    async for message in messages:
+                        yield message
+
+        return stream if inspect.isasyncgenfunction(method) else unary
+
+
+@pytest.fixture
+async def channel(service: Service, ready: Callable[[], object], tally: Tally) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to the gRPC methods, served for real on a free port."""
+    server = grpc.aio.server()
+    methods = _Adapter(GlmGrpc(service, ready, tally))
+    glm_pb2_grpc.add_GlmServicer_to_server(methods, server)
+    health_pb2_grpc.add_HealthServicer_to_server(methods, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield channel
+    await server.stop(None)
+
+
+@pytest.fixture
+def stub(channel: grpc.aio.Channel) -> glm_pb2_grpc.GlmStub:
+    return glm_pb2_grpc.GlmStub(channel)

@@ -1,0 +1,303 @@
+"""What only HTTP has: events, statuses, bodies, clients that leave."""
+
+import asyncio
+import json
+import socket
+
+import httpx
+import openai
+import pytest
+import uvicorn
+
+from glm_cluster.api.exchange import MAX_BODY_BYTES
+from glm_cluster.api.http import build_http_app
+from glm_cluster.errors import EngineUnavailable, Overloaded
+
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "abc"}]}
+TEXT = {"model": "tiny", "prompt": "abc!"}
+ROUTES = [("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)]
+
+
+def events(body):
+    """The decoded events of a stream, which must end in [DONE]."""
+    *lines, done, rest = body.split("\n\n")
+    assert (done, rest) == ("data: [DONE]", "")
+    assert all(line.startswith("data: ") for line in lines)
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+async def test_a_chat_answer_has_openais_shape(http):
+    response = await http.post("/v1/chat/completions", json=CHAT | {"max_tokens": 7})
+    body = response.json()
+    assert body.pop("id").startswith("chatcmpl-")
+    assert body.pop("created") > 1_700_000_000
+    assert body == {
+        "object": "chat.completion",
+        "model": "tiny",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "]a[cba]"},
+                "logprobs": None,
+                "finish_reason": "length",
+            }
+        ],
+        "usage": {
+            "prompt_tokens": 12,
+            "completion_tokens": 7,
+            "total_tokens": 19,
+            "prompt_tokens_details": {"cached_tokens": 6},
+        },
+    }
+
+
+async def test_a_chat_stream_has_openais_shape(http):
+    body = CHAT | {"max_tokens": 3, "stream": True, "stream_options": {"include_usage": True}}
+    response = await http.post("/v1/chat/completions", json=body)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert (response.headers["cache-control"], response.headers["x-accel-buffering"]) == ("no-cache", "no")
+    chunks = events(response.text)
+    assert {(chunk["id"], chunk["object"], chunk["model"]) for chunk in chunks} == {
+        (chunks[0]["id"], "chat.completion.chunk", "tiny")
+    }
+    assert [chunk["choices"] for chunk in chunks] == [
+        [{"index": 0, "delta": {"role": "assistant", "content": "]"}, "logprobs": None, "finish_reason": None}],
+        [{"index": 0, "delta": {"content": "a"}, "logprobs": None, "finish_reason": None}],
+        [{"index": 0, "delta": {"content": "["}, "logprobs": None, "finish_reason": "length"}],
+        [],
+    ]
+    assert [chunk["usage"] and chunk["usage"]["completion_tokens"] for chunk in chunks] == [None, None, None, 3]
+
+
+async def test_usage_is_streamed_only_when_asked_for(http):
+    chunks = events((await http.post("/v1/completions", json=TEXT | {"stream": True})).text)
+    assert not any("usage" in chunk for chunk in chunks)
+
+
+@pytest.mark.parametrize(("path", "body"), ROUTES)
+async def test_streaming_and_not_give_the_same(http, path, body):
+    body = body | {"return_token_ids": True, "max_tokens": 30}
+    whole = (await http.post(path, json=body)).json()
+    chunks = events((await http.post(path, json=body | {"stream": True})).text)
+    pieces = [chunk["choices"][0] for chunk in chunks]
+    text = "".join(piece["delta"]["content"] if "delta" in piece else piece["text"] for piece in pieces)
+    choice = whole["choices"][0]
+    assert text == (choice["message"]["content"] if "message" in choice else choice["text"])
+    assert [id for piece in pieces for id in piece["token_ids"]] == choice["token_ids"]
+    assert pieces[-1]["finish_reason"] == choice["finish_reason"]
+    assert chunks[0]["prompt_token_ids"] == whole["prompt_token_ids"]
+
+
+async def test_quotes_newlines_and_wide_characters_survive_an_event(http):
+    text = '\n"\\\u2028漢😀\0'
+    prompt = list(reversed(text.encode()))
+    body = {"model": "tiny", "prompt": prompt, "max_tokens": len(prompt), "stream": True}
+    chunks = events((await http.post("/v1/completions", json=body)).text)
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == text
+
+
+UNSUPPORTED = {
+    "n": 2,
+    "logprobs": True,
+    "tools": [],
+    "stop": ["x"],
+    "user": "me",
+    "response_format": {"type": "json_object"},
+    "frequency_penalty": 0,
+}
+
+
+@pytest.mark.parametrize(("path", "body"), ROUTES)
+async def test_unsupported_fields_are_all_named(http, path, body):
+    response = await http.post(path, json=body | UNSUPPORTED)
+    error = response.json()["error"]
+    assert response.status_code == 400
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    assert all(name in error["message"] for name in UNSUPPORTED), error["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"messages": [{"role": "tool", "content": "a"}]}, "messages.0.role"),
+        ({"messages": [{"role": "user", "content": "a", "name": "x"}]}, "messages.0.name"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.0.type"),
+        ({"messages": [{"role": "user", "content": []}]}, "a user message"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages.0.content: Input should be a string or"),
+        ({"messages": "hi"}, "messages: "),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, "differ"),
+        ({"max_tokens": "3"}, "max_tokens"),
+        ({"max_tokens": 3.5}, "max_tokens"),
+        ({"temperature": True}, "temperature"),
+        ({"seed": 2**63}, "seed"),
+        ({"stream_options": {"include_usage": True}}, "stream: true"),
+        ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
+        ({"model": None}, "model"),
+    ],
+)
+async def test_bad_bodies_are_refused(http, fields, words):
+    response = await http.post("/v1/chat/completions", content=json.dumps(CHAT | fields))
+    assert response.status_code == 400
+    assert words in response.json()["error"]["message"]
+
+
+async def test_null_is_not_given(http, echo):
+    fields = dict.fromkeys(("temperature", "max_tokens", "stream", "stream_options", "stop_token_ids", "seed", "top_p"))
+    assert (await http.post("/v1/completions", json=TEXT | fields)).status_code == 200
+    assert echo.seen[0].sampling.temperature == 1.0
+    assert (await http.post("/v1/completions", json=TEXT | {"tools": None})).status_code == 400
+    assert (await http.post("/v1/completions", json=TEXT | {"prompt": None})).status_code == 400
+
+
+async def test_half_a_surrogate_pair_becomes_the_replacement_character(http, echo):
+    """JSON can spell what UTF-8 cannot; it must reach the tokeniser as something it can take."""
+    response = await http.post("/v1/completions", content=rb'{"model": "tiny", "prompt": "\ud800!"}')
+    assert response.status_code == 200
+    assert bytes(echo.seen[0].prompt).decode() == "\ufffd!"
+
+
+async def test_both_names_of_the_limit_may_agree(http):
+    body = CHAT | {"max_tokens": 2, "max_completion_tokens": 2}
+    assert (await http.post("/v1/chat/completions", json=body)).json()["usage"]["completion_tokens"] == 2
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[1]",
+        b'{"model": "tiny", "prompt": "a", "temperature": NaN}',
+        b'{"model": "tiny", "prompt": "a", "temperature": -Infinity}',
+        b'{"model": "tiny", "prompt": "a", "prompt": "b"}',
+        b'{"model": "tiny", "prompt": "\xff"}',
+        b'{"model": "tiny", "prompt": ' + b"[" * 100_000,
+        b'{"model": "tiny", "prompt": "a", "seed": ' + b"9" * 5000 + b"}",
+    ],
+)
+async def test_what_is_not_json_is_refused(http, echo, body):
+    response = await http.post("/v1/completions", content=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["type"] == "invalid_request_error"
+    assert echo.seen == []
+
+
+async def test_a_million_faults_are_refused_quickly_and_briefly(http):
+    response = await asyncio.wait_for(http.post("/v1/completions", json=TEXT | {"prompt": [-1] * 1_000_000}), 10)
+    assert response.status_code == 400
+    assert len(response.text) < 1000
+
+
+async def test_a_body_too_large_is_refused(http):
+    response = await http.post("/v1/completions", content=b" " * (MAX_BODY_BYTES + 1))
+    assert response.status_code == 413
+    assert response.json()["error"]["code"] == "body_too_large"
+
+
+async def test_unknown_routes_and_wrong_methods_have_openais_shape(http):
+    for response, status in ((await http.get("/v2"), 404), (await http.get("/v1/completions"), 405)):
+        assert response.status_code == status
+        assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
+async def test_health_follows_readiness(http, is_ready):
+    assert (await http.get("/health")).json() == {"status": "ok"}
+    is_ready["now"] = False
+    assert (await http.get("/health")).status_code == 503
+
+
+async def test_models_are_listed(http):
+    body = (await http.get("/v1/models")).json()
+    assert body["object"] == "list"
+    assert [(model["id"], model["object"]) for model in body["data"]] == [("tiny", "model")]
+
+
+async def test_an_overloaded_cluster_says_when_to_come_back(http, echo, monkeypatch):
+    async def refuse(request):
+        raise Overloaded("full; try again")
+        yield
+
+    monkeypatch.setattr(echo, "generate", refuse)
+    response = await http.post("/v1/completions", json=TEXT | {"stream": True})
+    assert (response.status_code, response.headers["retry-after"]) == (429, "1")
+
+
+@pytest.mark.parametrize("error", [EngineUnavailable("gone; try again"), ZeroDivisionError("secret")])
+async def test_an_error_after_the_first_event_is_the_last_event(http, echo, error):
+    echo.error = error
+    response = await http.post("/v1/completions", json={"model": "tiny", "prompt": "a~", "stream": True})
+    *_, last, rest = response.text.split("\n\n")
+    assert rest == ""
+    assert response.status_code == 200
+    assert json.loads(last.removeprefix("data: "))["error"]["type"] == "server_error"
+    assert "secret" not in response.text
+    assert echo.open == 0
+
+
+@pytest.fixture
+async def url(service, ready, tally):
+    """The application on a real server and a free port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(
+        build_http_app(service, ready, tally), log_level="warning", lifespan="off", timeout_graceful_shutdown=1
+    )
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server._serve(sockets=[listener]))
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    await serving
+    listener.close()
+
+
+async def until(condition):
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_leaves_is_cancelled_down_to_the_engine(url, echo, tally, stream):
+    echo.pause_s = 0.05
+    async with httpx.AsyncClient(base_url=url) as client:
+        sending = asyncio.create_task(client.post("/v1/completions", json=TEXT | {"prompt": "abc", "stream": stream}))
+        await until(lambda: echo.open == 1)
+        sending.cancel()
+        await asyncio.wait([sending])
+        await until(lambda: echo.open == 0)
+    assert echo.closed_early == 1
+    await until(lambda: any(tags.get("status") == "cancelled" for _, _, tags in tally.counted))
+
+
+async def test_events_leave_as_they_come(url, echo):
+    echo.pause_s = 0.02
+    arrivals = []
+    async with (
+        httpx.AsyncClient(base_url=url) as client,
+        client.stream("POST", "/v1/completions", json=TEXT | {"max_tokens": 4, "stream": True}) as response,
+    ):
+        async for line in response.aiter_lines():
+            if line.startswith("data: {"):
+                arrivals.append(asyncio.get_running_loop().time())
+    assert len(arrivals) == 4
+    assert arrivals[-1] - arrivals[0] > 0.05
+
+
+async def test_the_official_client_understands_us(url):
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        assert [model.id async for model in client.models.list()] == ["tiny"]
+        messages = [{"role": "user", "content": "hello!"}]
+        answer = await client.chat.completions.create(model="tiny", messages=messages, max_tokens=20)
+        stream = await client.chat.completions.create(
+            model="tiny", messages=messages, max_tokens=20, stream=True, stream_options={"include_usage": True}
+        )
+        chunks = [chunk async for chunk in stream]
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        assert text == answer.choices[0].message.content == "]a[!olleh]resu["
+        assert answer.choices[0].finish_reason == "stop"
+        assert chunks[-1].usage == answer.usage
+        with pytest.raises(openai.BadRequestError) as caught:
+            await client.chat.completions.create(model="tiny", messages=messages, n=2)
+        assert caught.value.param == "n"
+        with pytest.raises(openai.NotFoundError):
+            await client.completions.create(model="huge", prompt="a")

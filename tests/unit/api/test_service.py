@@ -1,0 +1,155 @@
+"""What both wires rest on."""
+
+import asyncio
+import threading
+import time
+from contextlib import aclosing
+
+import pytest
+
+from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest
+from glm_cluster.api.service import collect
+from glm_cluster.errors import InternalError, InvalidRequest, ModelNotFound
+from glm_cluster.records import TokenEvent
+
+
+def completion(prompt, **fields):
+    return CompletionRequest.parse({"model": "tiny", "prompt": prompt} | fields)
+
+
+async def whole(service, request):
+    async with aclosing(service.stream(await service.prepare_completion("r", request))) as deltas:
+        return await collect(deltas)
+
+
+async def test_chat_is_rendered_and_parts_are_joined(service):
+    parts = [{"type": "text", "text": "he"}, {"type": "text", "text": "y"}]
+    messages = [{"role": "system", "content": ""}, {"role": "user", "content": parts}]
+    request = ChatCompletionRequest.parse({"model": "tiny", "messages": messages})
+    generation = await service.prepare_chat("r", request)
+    assert bytes(generation.prompt) == b"[system][user]hey[a]"
+
+
+async def test_stop_token_is_counted_and_not_shown(service):
+    answer = await whole(service, completion("abc!"))
+    assert answer.text == "!cba"
+    assert answer.finish == "stop"
+    assert answer.token_ids == (*b"!cba", 256)
+    assert (answer.usage.num_prompt_tokens, answer.usage.num_output_tokens, answer.usage.num_cached_tokens) == (4, 5, 2)
+
+
+async def test_a_clients_own_stop_id_ends_the_answer(service):
+    answer = await whole(service, completion("abc", stop_token_ids=[ord("b")]))
+    assert (answer.text, answer.finish) == ("c", "stop")
+
+
+async def test_max_tokens_defaults_to_what_the_model_has_left(service):
+    answer = await whole(service, completion("a" * 90))
+    assert (answer.finish, answer.usage.num_output_tokens) == ("length", 10)
+
+
+async def test_characters_are_never_split(service):
+    """The answer is the prompt's bytes backwards, so the client spells the characters backwards to get them whole."""
+    prompt = list(reversed("é漢😀".encode()))
+    generation = await service.prepare_completion("r", completion(prompt, max_tokens=9))
+    async with aclosing(service.stream(generation)) as deltas:
+        texts = [delta.text async for delta in deltas]
+    assert texts == ["", "é", "", "", "漢", "", "", "", "😀"]
+
+
+async def test_a_character_cut_by_the_limit_is_marked(service):
+    prompt = list(reversed("漢".encode()))
+    answer = await whole(service, completion(prompt, max_tokens=2))
+    assert answer.text == "\ufffd"
+
+
+async def test_seeds_are_drawn_afresh_unless_given(service):
+    drawn = {(await service.prepare_completion("r", completion("a"))).sampling.seed for _ in range(5)}
+    assert len(drawn) == 5
+    assert all(0 <= seed < 2**63 for seed in drawn)
+    assert (await service.prepare_completion("r", completion("a", seed=7))).sampling.seed == 7
+
+
+async def test_sampling_reaches_the_engine(service):
+    fields = {"temperature": 0, "top_k": 3, "top_p": 0.5, "min_p": 0.25, "stop_token_ids": [9, 256], "max_tokens": 4}
+    sampling = (await service.prepare_completion("r", completion("a", **fields))).sampling
+    assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p) == (0, 3, 0.5, 0.25)
+    assert (sampling.stop_token_ids, sampling.max_tokens) == ((256, 9), 4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words", "param"),
+    [
+        ({"prompt": "a" * 100}, ("100 tokens", "no room", "takes 100"), "prompt"),
+        (
+            {"prompt": "a" * 90, "max_tokens": 11},
+            ("90 prompt tokens", "11 max_tokens", "100", "10 or fewer"),
+            "max_tokens",
+        ),
+        ({"prompt": [1, 260]}, ("260", "259"), "prompt"),
+        ({"prompt": "a", "stop_token_ids": [5, 999]}, ("999", "259"), "stop_token_ids"),
+    ],
+)
+async def test_what_can_never_fit_is_refused_with_the_numbers(service, fields, words, param):
+    with pytest.raises(InvalidRequest) as caught:
+        await service.prepare_completion("r", completion(**fields))
+    assert all(word in caught.value.message for word in words), caught.value.message
+    assert caught.value.param == param
+
+
+async def test_another_model_is_not_found(service):
+    with pytest.raises(ModelNotFound, match="'tiny'"):
+        await service.prepare_completion("r", completion("a", model="huge"))
+
+
+async def test_closing_the_stream_closes_the_engines(service, echo):
+    generation = await service.prepare_completion("r", completion("abc"))
+    async with aclosing(service.stream(generation)) as deltas:
+        await anext(deltas)
+        assert echo.open == 1
+    assert (echo.open, echo.closed_early) == (0, 1)
+
+
+@pytest.mark.parametrize("events", [[], [TokenEvent("r", 0, 0, (65,))], [TokenEvent("r", 0, 0, (65,), "cancelled")]])
+async def test_a_stream_without_a_proper_end_is_an_error(service, monkeypatch, echo, events):
+    async def generate(request):
+        for event in events:
+            yield event
+
+    monkeypatch.setattr(echo, "generate", generate)
+    with pytest.raises(InternalError):
+        await whole(service, completion("a"))
+
+
+async def test_tokens_are_counted_and_timed(service, tally):
+    await whole(service, completion("abc!"))
+    tokens = {tags["kind"]: value for name, value, tags in tally.counted if name == "glm_tokens_total"}
+    assert tokens == {"prompt": 4, "cached": 2, "output": 5}
+    names = [name for name, _ in tally.observed]
+    assert (names.count("glm_time_to_first_token_seconds"), names.count("glm_inter_token_seconds")) == (1, 4)
+
+
+async def test_the_loop_is_free_while_a_prompt_is_tokenised(service, monkeypatch):
+    """Tokenising happens on another thread: the loop turns while it lasts."""
+    turns = 0
+
+    async def turn():
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0.001)
+            turns += 1
+
+    threads = set()
+    original = service._tokenizer.encode_batch
+
+    def slow(texts):
+        threads.add(threading.current_thread())
+        time.sleep(0.05)
+        return original(texts)
+
+    monkeypatch.setattr(service._tokenizer, "encode_batch", slow)
+    turning = asyncio.create_task(turn())
+    await service.prepare_completion("r", completion("a"))
+    turning.cancel()
+    assert turns > 5
+    assert threading.main_thread() not in threads

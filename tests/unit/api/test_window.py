@@ -1,0 +1,113 @@
+"""Prompts that come together are tokenised together."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from glm_cluster.api.window import EncodeWindow
+from glm_cluster.metrics import NoMeters
+
+
+class ByteTokenizer:
+    """Keeps the batches it was given; waits for `gate` before each."""
+
+    def __init__(self):
+        self.batches = []
+        self.starts = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def encode_batch(self, texts):
+        self.starts.append(time.monotonic())
+        self.batches.append(list(texts))
+        assert self.gate.wait(5)
+        if "poison" in texts:
+            raise ValueError("poison")
+        return [tuple(text.encode()) for text in texts]
+
+
+@pytest.fixture
+def tokenizer():
+    return ByteTokenizer()
+
+
+@pytest.fixture
+def window(tokenizer):
+    window = EncodeWindow(tokenizer, NoMeters())
+    yield window
+    tokenizer.gate.set()
+    window.close()
+
+
+async def test_arrivals_of_one_instant_are_one_batch(window, tokenizer, tally):
+    texts = [f"t{i}" for i in range(50)]
+    assert await asyncio.gather(*map(window.encode, texts)) == [tuple(text.encode()) for text in texts]
+    assert tokenizer.batches == [texts]
+
+
+async def test_arrivals_during_a_batch_form_the_next(window, tokenizer):
+    tokenizer.gate.clear()
+    first = asyncio.create_task(window.encode("first"))
+    while not tokenizer.batches:
+        await asyncio.sleep(0.001)
+    late = []
+    for i in range(5):
+        late.append(asyncio.create_task(window.encode(f"late{i}")))
+        await asyncio.sleep(0.001)
+    assert len(tokenizer.batches) == 1
+    tokenizer.gate.set()
+    await asyncio.gather(first, *late)
+    assert tokenizer.batches == [["first"], [f"late{i}" for i in range(5)]]
+
+
+async def test_an_idle_window_does_not_wait(window, tokenizer, monkeypatch):
+    monkeypatch.setattr("glm_cluster.api.window.WINDOW_S", 60.0)
+    assert await asyncio.wait_for(window.encode("a"), 5) == (97,)
+
+
+async def test_a_busy_window_starts_a_batch_at_most_every_window(window, tokenizer, monkeypatch):
+    monkeypatch.setattr("glm_cluster.api.window.WINDOW_S", 0.1)
+    await window.encode("a")
+    await asyncio.gather(window.encode("b"), window.encode("c"))
+    assert tokenizer.batches == [["a"], ["b", "c"]]
+    assert tokenizer.starts[1] - tokenizer.starts[0] > 0.09
+
+
+async def test_prompts_that_share_a_prefix_go_on_side_by_side(window):
+    order = []
+
+    async def encode(text):
+        await window.encode(text)
+        order.append(text)
+
+    await asyncio.gather(*map(encode, ["sys1 b", "sys2 a", "sys1 a", "sys2 b"]))
+    assert order == ["sys1 a", "sys1 b", "sys2 a", "sys2 b"]
+
+
+async def test_a_failed_batch_fails_its_prompts_and_no_others(window):
+    results = await asyncio.gather(window.encode("poison"), window.encode("a"), return_exceptions=True)
+    assert [type(result) for result in results] == [ValueError, ValueError]
+    assert await window.encode("b") == (98,)
+
+
+async def test_a_client_that_left_is_not_encoded_and_holds_nobody_up(window, tokenizer):
+    tokenizer.gate.clear()
+    first = asyncio.create_task(window.encode("first"))
+    while not tokenizer.batches:
+        await asyncio.sleep(0.001)
+    gone, stays = asyncio.create_task(window.encode("gone")), asyncio.create_task(window.encode("stays"))
+    await asyncio.sleep(0.001)
+    gone.cancel()
+    first.cancel()
+    tokenizer.gate.set()
+    assert await stays == tuple(b"stays")
+    assert tokenizer.batches == [["first"], ["stays"]]
+
+
+async def test_batch_sizes_are_reported(tokenizer, tally):
+    window = EncodeWindow(tokenizer, tally)
+    await asyncio.gather(*map(window.encode, "abc"))
+    assert tally.observed == [("glm_encode_batch_size", 3)]
+    window.close()
