@@ -1,6 +1,6 @@
 """The frozen records that flow between components. Knows no torch, no Ray, no wire format."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
@@ -84,4 +84,4 @@ class Generator(Protocol):
     down to the engine.
     """
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]: ...
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]: ...

@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import cast
 
 from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest
 from glm_cluster.api.window import EncodeWindow
@@ -92,8 +91,7 @@ class Service:
         detokenizer = Detokenizer(self._tokenizer)
         timer = _TokenTimer(self._meters)
         num_output = 0
-        # Generators are closeable by contract; the protocol's return type does not say so.
-        async with aclosing(cast(AsyncGenerator[TokenEvent, None], self._generator.generate(generation))) as events:
+        async with aclosing(self._generator.generate(generation)) as events:
             async for event in events:
                 timer.tick()
                 num_output += len(event.tokens)
