@@ -1,8 +1,14 @@
 """Fixtures every suite shares. `support` holds the plain functions."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+# Before torch: its threads sleep rather than spin, and parallel test workers take one core each.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from support.checkpoints import write_checkpoint
