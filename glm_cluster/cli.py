@@ -1,0 +1,280 @@
+"""The command line: reads arguments, calls one function for each command, turns errors into a sentence.
+
+Knows the terminal and the order of things. Knows nothing of HTTP, Ray or tensors; the modules that do are imported by
+the command that needs them, so that `--help` answers at once.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+from glm_cluster import __version__
+from glm_cluster.errors import ConfigError, GlmError
+
+if TYPE_CHECKING:
+    from glm_cluster.deploy.files import ServeFile
+    from glm_cluster.deploy.local import Endpoints
+
+    Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
+
+T = TypeVar("T")
+
+DEMO = "demo"
+HOST, PORT, GRPC_PORT = "127.0.0.1", 8000, 9000
+QUESTION = "What is the capital of France?"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. 0: done; 1: it failed; 2: it was asked for wrongly; 130: Ctrl-C."""
+    options = build_parser().parse_args(argv)
+    try:
+        options.run(options)
+    except GlmError as error:
+        print(f"glm-cluster: {error.message}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line, without running any of it."""
+    parser = argparse.ArgumentParser(
+        prog="glm-cluster",
+        description="Serve GLM models: OpenAI-compatible HTTP and gRPC in front of a tensor-parallel engine.",
+        epilog="Start with `glm-cluster serve`: it fetches a small demo model and prints a line to try.",
+    )
+    parser.add_argument("--version", action="version", version=f"glm-cluster {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_serve(commands)
+    _add_generate(commands)
+    _add_chat(commands)
+    _add_demo_model(commands)
+    return parser
+
+
+def _add_serve(commands: "Commands") -> None:
+    parser = commands.add_parser(
+        "serve",
+        help="start a cluster on this machine and serve until Ctrl-C",
+        description="Start a cluster on this machine and serve until Ctrl-C. Flags override the values of --config.",
+    )
+    parser.add_argument("--model", metavar="PATH|NAME", help="checkpoint directory, or `demo` (the default)")
+    parser.add_argument("--tp", type=_count, metavar="N", help="ranks in a tensor-parallel group (default 1)")
+    parser.add_argument("--replicas", metavar="N|MIN:MAX", help="groups; MIN:MAX lets Serve autoscale (default 1)")
+    parser.add_argument("--host", metavar="H", help=f"address to listen on (default {HOST}: this machine only)")
+    parser.add_argument("--port", type=_port, metavar="P", help=f"HTTP port (default {PORT})")
+    parser.add_argument("--grpc-port", type=_port, metavar="P", help=f"gRPC port (default {GRPC_PORT})")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="default auto: what config.json says")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="Serve config file, such as deploy/serve/demo.yaml")
+    parser.set_defaults(run=_serve)
+
+
+def _add_generate(commands: "Commands") -> None:
+    parser = commands.add_parser(
+        "generate",
+        help="answer one prompt offline, without a cluster",
+        description="Answer one prompt with the engine alone: no Ray, no network, one rank.",
+    )
+    parser.add_argument("--model", metavar="PATH|NAME", default=DEMO, help="checkpoint directory, or `demo` (default)")
+    parser.add_argument("--prompt", metavar="TEXT", required=True, help="what to answer")
+    parser.add_argument("--max-tokens", type=_count, metavar="N", default=256, help="longest answer (default 256)")
+    parser.add_argument("--temperature", type=_temperature, metavar="T", default=0.0, help="0 is greedy (default)")
+    parser.add_argument("--seed", type=_seed, metavar="N", default=0, help="of the sampling (default 0)")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="default auto")
+    parser.set_defaults(run=_generate)
+
+
+def _add_chat(commands: "Commands") -> None:
+    parser = commands.add_parser("chat", help="talk to a running cluster", description="Talk to a running cluster.")
+    parser.add_argument("--url", metavar="U", default=f"http://{HOST}:{PORT}", help=f"default http://{HOST}:{PORT}")
+    parser.set_defaults(run=_chat)
+
+
+def _add_demo_model(commands: "Commands") -> None:
+    parser = commands.add_parser(
+        "demo-model",
+        help="fetch and convert the demo model",
+        description="Fetch the demo model, check its SHA-256 and write it in Hugging Face's layout.",
+    )
+    parser.add_argument("directory", metavar="DIR", nargs="?", type=Path, help="default: the user's cache")
+    parser.set_defaults(run=_demo_model)
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from glm_cluster.config import ClusterConfig
+    from glm_cluster.deploy.local import serve
+    from glm_cluster.preflight import check_checkpoint, check_gpus, check_ports
+    from glm_cluster.terminal import Stages
+
+    file = _read_config(options.config)
+    host = _first(options.host, file.host, HOST)
+    port = _first(options.port, file.port, PORT)
+    grpc_port = _first(options.grpc_port, file.grpc_port, GRPC_PORT)
+    check_ports(host, port, grpc_port)
+    args = serve_args(options, file)
+    config = ClusterConfig.from_mapping(args)
+    check_gpus(config.engine, check_checkpoint(config.engine), num_replicas=config.min_replicas)
+    stages = Stages()
+
+    def on_ready(endpoints: "Endpoints") -> None:
+        stages.close()
+        print("\n".join(greeting(endpoints, demo=config.model_name == DEMO)), flush=True)
+
+    with stages:
+        serve(args=args, host=host, port=port, grpc_port=grpc_port, on_stage=stages.show, on_ready=on_ready)
+
+
+def _read_config(path: Path | None) -> "ServeFile":
+    from glm_cluster.deploy.files import ServeFile, read_serve_file
+
+    return ServeFile() if path is None else read_serve_file(path)
+
+
+def serve_args(options: argparse.Namespace, file: "ServeFile") -> dict[str, object]:
+    """The flat mapping of ClusterConfig: the file's values, overridden by the flags that were given."""
+    args = dict(file.args)
+    if options.model is not None or "model" not in args:
+        name = options.model or DEMO
+        args["model"] = str(_model_directory(name))
+        if name == DEMO:
+            args["model_name"] = DEMO
+    if options.tp is not None:
+        args["tp"] = options.tp
+    if options.dtype is not None:
+        args["dtype"] = options.dtype
+    if options.replicas is not None:
+        args["min_replicas"], args["max_replicas"] = _replicas(options.replicas)
+    return args
+
+
+def _replicas(text: str) -> tuple[int, int]:
+    low, colon, high = text.partition(":")
+    try:
+        return int(low), int(high if colon else low)
+    except ValueError as error:
+        raise ConfigError(f"--replicas takes a number or MIN:MAX, not {text!r}") from error
+
+
+def _model_directory(name: str) -> Path:
+    """The directory of a checkpoint given by path or by recipe, fetching the demo model."""
+    from glm_cluster.model.demo import ensure_demo_model
+    from glm_cluster.model.recipes import load_recipe, recipe_names
+    from glm_cluster.terminal import progress_bars
+
+    if name == DEMO:
+        with progress_bars() as on_progress:
+            return ensure_demo_model(on_progress=on_progress)
+    if not Path(name).is_dir() and name in recipe_names():
+        title = load_recipe(name).title
+        raise ConfigError(f"{title} is not fetched for you: download it and give its directory, --model PATH/{name}")
+    return Path(name).resolve()
+
+
+def greeting(endpoints: "Endpoints", *, demo: bool) -> Iterator[str]:
+    """What a person needs to try the cluster, each line ready to paste."""
+    yield f"\nServing {endpoints.model_name}. Ctrl-C stops everything."
+    if demo:
+        yield "The demo weights are SmolLM2-135M-Instruct in GLM's architecture, not a GLM checkpoint."
+    asked = {"model": endpoints.model_name, "messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
+    typed = {
+        "model": endpoints.model_name,
+        "messages": [{"role": "ROLE_USER", "content": QUESTION}],
+        "sampling": {"temperature": 0},
+    }
+    yield f"\n  HTTP   {endpoints.http_url}/v1"
+    yield f"  gRPC   {endpoints.grpc_address}\n"
+    yield f"curl {endpoints.http_url}/v1/chat/completions -H 'Content-Type: application/json' -d {_quoted(asked)}"
+    yield f"grpcurl -plaintext -d {_quoted(typed)} {endpoints.grpc_address} glm_cluster.v1.Glm/Chat"
+    yield f"{_program()} chat --url {endpoints.http_url}"
+
+
+def _program() -> str:
+    """This command as it was called, so that it is found again where it is not on the PATH."""
+    return sys.argv[0] if Path(sys.argv[0]).name == "glm-cluster" else "glm-cluster"
+
+
+def _quoted(body: Mapping[str, object]) -> str:
+    return shlex.quote(json.dumps(body))
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from glm_cluster.model.threads import prepare_threads
+
+    prepare_threads()
+    from glm_cluster.config import EngineConfig
+    from glm_cluster.offline import Offline
+    from glm_cluster.preflight import check_checkpoint, check_gpus
+    from glm_cluster.records import SamplingParams
+    from glm_cluster.terminal import progress_bars
+
+    config = EngineConfig.from_mapping({"model": str(_model_directory(options.model)), "dtype": options.dtype})
+    checkpoint = check_checkpoint(config)
+    check_gpus(config, checkpoint)
+    with progress_bars() as on_progress:
+        offline = Offline.load(config, on_progress=on_progress)
+    sampling = SamplingParams(
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        seed=options.seed,
+        stop_token_ids=checkpoint.eos_token_ids,
+    )
+    for piece in offline.answer(options.prompt, sampling):
+        print(piece, end="", flush=True)
+    print()
+
+
+def _chat(options: argparse.Namespace) -> None:
+    from glm_cluster.chat import chat
+
+    chat(options.url)
+
+
+def _demo_model(options: argparse.Namespace) -> None:
+    from glm_cluster.model.demo import ensure_demo_model
+    from glm_cluster.terminal import progress_bars
+
+    with progress_bars() as on_progress:
+        directory = ensure_demo_model(options.directory, on_progress=on_progress)
+    print(directory)
+
+
+def _first(*values: T | None) -> T:
+    """The first value that was given."""
+    return next(value for value in values if value is not None)
+
+
+def _count(text: str) -> int:
+    return _whole(text, 1, 2**31 - 1)
+
+
+def _port(text: str) -> int:
+    return _whole(text, 1, 65535)
+
+
+def _seed(text: str) -> int:
+    return _whole(text, 0, 2**63 - 1)
+
+
+def _whole(text: str, low: int, high: int) -> int:
+    if not text.isdecimal() or not low <= int(text) <= high:
+        raise argparse.ArgumentTypeError(f"must be a whole number from {low} to {high}, not {text!r}")
+    return int(text)
+
+
+def _temperature(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 2:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 2, not {text!r}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""One prompt answered by an engine in this process, as text that comes while it is made.
+
+Knows engine and text. Knows no Ray and no wire.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from glm_cluster.config import EngineConfig
+from glm_cluster.engine.engine import Engine, open_engine
+from glm_cluster.records import GenerationRequest, SamplingParams
+from glm_cluster.text.chat import ChatTemplate
+from glm_cluster.text.stream import Detokenizer
+from glm_cluster.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offline:
+    """A loaded model with its text, for one request at a time."""
+
+    engine: Engine
+    tokenizer: Tokenizer
+    template: ChatTemplate | None  # None: the checkpoint has none, and prompts go in as they are
+
+    @classmethod
+    def load(cls, config: EngineConfig, *, on_progress: Callable[[str, float], None] | None = None) -> Self:
+        """Read tokenizer and template first: they are quick to refuse."""
+        directory = Path(config.model)
+        tokenizer = Tokenizer.from_directory(directory)
+        template = ChatTemplate.from_directory(directory, tokenizer) if _has_template(directory) else None
+        return cls(engine=open_engine(config, on_progress=on_progress), tokenizer=tokenizer, template=template)
+
+    def answer(self, prompt: str, sampling: SamplingParams) -> Iterator[str]:
+        """Yield the answer as it is generated, never half a character."""
+        text = self.template.render([{"role": "user", "content": prompt}]) if self.template else prompt
+        (ids,) = self.tokenizer.encode_batch([text])
+        self.engine.add(GenerationRequest(request_id="offline", prompt=ids, sampling=sampling))
+        characters = Detokenizer(self.tokenizer)
+        while self.engine.has_work:
+            for event in self.engine.step():
+                shown = event.tokens[:-1] if event.finish == "stop" else event.tokens
+                yield characters.push(shown)
+        yield characters.finish()
+
+
+def _has_template(directory: Path) -> bool:
+    config = directory / "tokenizer_config.json"
+    return (directory / "chat_template.jinja").is_file() or (
+        config.is_file() and bool(json.loads(config.read_text(encoding="utf-8")).get("chat_template"))
+    )

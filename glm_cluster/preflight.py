@@ -1,0 +1,149 @@
+"""Is there room for what was asked: ports, checkpoint files, GPUs. Looks before anything is started or loaded.
+
+Knows NVML and the size of files. Knows no torch and no Ray, and loads nothing.
+"""
+
+import errno
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from glm_cluster.config import EngineConfig
+from glm_cluster.errors import CheckpointError, ConfigError
+from glm_cluster.model.config import GlmConfig
+
+GIB = 1024**3
+# What a rank needs beside its weights: the CUDA context and NCCL's buffers (about 1 GiB), activations and a few blocks.
+_OVERHEAD_BYTES = 2 * GIB
+_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU this process may use."""
+
+    name: str
+    free_bytes: int
+    total_bytes: int
+
+
+def check_ports(host: str, http_port: int, grpc_port: int) -> None:
+    """Refuse ports that this machine cannot listen on, naming the flag that changes each."""
+    if http_port == grpc_port:
+        raise ConfigError(f"HTTP and gRPC cannot share port {http_port}; give one of them another")
+    _check_port(host, http_port, "--port")
+    _check_port(host, grpc_port, "--grpc-port")
+
+
+def check_checkpoint(engine: EngineConfig) -> GlmConfig:
+    """Refuse a directory that holds no checkpoint, and a group size that does not divide the model."""
+    directory = Path(engine.model)
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: no such directory; --model takes a directory in Hugging Face's layout")
+    config = GlmConfig.from_directory(directory)
+    if not any(directory.glob("*.safetensors")):
+        raise CheckpointError(f"{directory}: holds no *.safetensors file, the only weight format that is read")
+    config.check_tp(engine.tp)
+    return config
+
+
+def check_gpus(engine: EngineConfig, stored: GlmConfig, *, num_replicas: int = 1) -> None:
+    """Refuse a group that the GPUs have no room for. A machine without GPUs runs on CPU unless told otherwise."""
+    if engine.device == "cpu":
+        return
+    gpus = visible_gpus()
+    if gpus:
+        check_room(gpus, num_gpus=engine.tp * num_replicas, rank_bytes=rank_bytes(engine, stored))
+    elif engine.device == "cuda":
+        raise ConfigError("device cuda was asked for and no NVIDIA GPU is visible; check nvidia-smi, or use device cpu")
+
+
+def check_room(gpus: Sequence[Gpu], *, num_gpus: int, rank_bytes: int) -> None:
+    """Refuse unless `num_gpus` GPUs each have `rank_bytes` free; the sentence says what there is."""
+    if len(gpus) < num_gpus:
+        raise ConfigError(
+            f"{num_gpus} GPUs are needed (tp x replicas) and {len(gpus)} visible; lower --tp or --replicas"
+        )
+    roomy = [gpu for gpu in gpus if gpu.free_bytes >= rank_bytes]
+    if len(roomy) < num_gpus:
+        free = ", ".join(f"{gpu.name}: {gpu.free_bytes / GIB:.1f} of {gpu.total_bytes / GIB:.1f} GiB" for gpu in gpus)
+        raise ConfigError(
+            f"each of {num_gpus} GPUs needs {rank_bytes / GIB:.1f} GiB free and {len(roomy)} of {len(gpus)} have it "
+            f"({free}); stop what uses them or raise --tp"
+        )
+
+
+def rank_bytes(engine: EngineConfig, stored: GlmConfig) -> int:
+    """Memory one rank cannot do without: its share of the weights in the dtype they are run in, and the overhead."""
+    on_disk = sum(path.stat().st_size for path in Path(engine.model).glob("*.safetensors"))
+    run_as = stored.dtype if engine.dtype == "auto" else engine.dtype
+    scale = _DTYPE_BYTES.get(run_as, 4) / _DTYPE_BYTES.get(stored.dtype, 4)
+    return int(on_disk * scale / engine.tp) + _OVERHEAD_BYTES
+
+
+def visible_gpus() -> tuple[Gpu, ...]:
+    """The GPUs that NVML shows and CUDA_VISIBLE_DEVICES leaves; none where there is no driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return ()
+    try:
+        return tuple(_describe(handle) for handle in _handles())
+    except pynvml.NVMLError as error:
+        raise ConfigError(
+            f"the NVIDIA driver does not answer ({error}); check nvidia-smi, or use device cpu"
+        ) from error
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _handles() -> list[object]:
+    import pynvml
+
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is None:
+        return [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    names = [name.strip() for name in allowed.split(",") if name.strip() not in ("", "-1")]
+    return [
+        pynvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else pynvml.nvmlDeviceGetHandleByUUID(name)
+        for name in names
+    ]
+
+
+def _describe(handle: object) -> Gpu:
+    import pynvml
+
+    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    return Gpu(str(pynvml.nvmlDeviceGetName(handle)), int(memory.free), int(memory.total))
+
+
+def _check_port(host: str, port: int, flag: str) -> None:
+    if not 0 < port < 65536:
+        raise ConfigError(f"{flag} must lie between 1 and 65535, not {port}")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (socket.gaierror, UnicodeError) as error:
+        raise ConfigError(f"--host {host} is not an address or name that can be resolved") from error
+    with socket.socket(family, kind, protocol) as probe:
+        # As servers do, so that a port whose last user has just gone counts as free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            raise ConfigError(_why_not(error, host, port, flag)) from error
+
+
+def _why_not(error: OSError, host: str, port: int, flag: str) -> str:
+    match error.errno:
+        case errno.EADDRINUSE:
+            return f"port {port} on {host} is in use; stop what listens there or choose another with {flag}"
+        case errno.EADDRNOTAVAIL:
+            return f"{host} is not an address of this machine; choose one with --host (127.0.0.1, 0.0.0.0)"
+        case errno.EACCES:
+            return f"port {port} needs privileges; choose one above 1023 with {flag}"
+        case _:
+            return f"cannot listen on {host} port {port} ({error.strerror}); choose another with {flag}"

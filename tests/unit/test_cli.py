@@ -1,0 +1,239 @@
+"""The command line: what it accepts, what it hands on, and how it refuses."""
+
+import argparse
+import json
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glm_cluster import __version__
+from glm_cluster.cli import build_parser, greeting, main, serve_args
+from glm_cluster.deploy.files import IMPORT_PATH, ServeFile
+from glm_cluster.deploy.local import Endpoints
+from glm_cluster.errors import ConfigError
+
+COMMANDS = ("serve", "generate", "chat", "demo-model")
+FLAGS = {
+    "serve": {"--model", "--tp", "--replicas", "--host", "--port", "--grpc-port", "--dtype", "--config"},
+    "generate": {"--model", "--prompt", "--max-tokens", "--temperature", "--seed", "--dtype"},
+    "chat": {"--url"},
+    "demo-model": set(),
+}
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    config = {"model_type": "glm", "num_attention_heads": 8, "num_key_value_heads": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes(b"\0")
+    return tmp_path
+
+
+@pytest.fixture
+def free_ports() -> list[str]:
+    with socket.create_server(("127.0.0.1", 0)) as http, socket.create_server(("127.0.0.1", 0)) as grpc:
+        return ["--port", str(http.getsockname()[1]), "--grpc-port", str(grpc.getsockname()[1])]
+
+
+def parse(*arguments: str) -> argparse.Namespace:
+    return build_parser().parse_args(arguments)
+
+
+def sentence(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr."""
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.strip().split("\n")
+    assert line.startswith("glm-cluster: ")
+    return line.removeprefix("glm-cluster: ")
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--help"])
+    assert left.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(command in shown for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_flags_are_these(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A new flag is a decision: it fails here first."""
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    shown = capsys.readouterr().out
+    options = {word.strip("[],") for word in shown.split() if word.strip("[],").startswith("--")}
+    assert options - {"--help", "--config."} == FLAGS[command]
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--version"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out == f"glm-cluster {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("serv",),
+        ("serve", "--tp", "0"),
+        ("serve", "--tp", "two"),
+        ("serve", "--port", "65536"),
+        ("serve", "--dtype", "float16"),
+        ("serve", "--mdoel", "x"),
+        ("generate",),
+        ("generate", "--prompt", "a", "--max-tokens", "0"),
+        ("generate", "--prompt", "a", "--temperature", "nan"),
+        ("generate", "--prompt", "a", "--temperature", "-1"),
+        ("generate", "--prompt", "a", "--seed", str(2**63)),
+    ],
+)
+def test_wrong_arguments_exit_2(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def test_flags_become_settings() -> None:
+    options = parse("serve", "--tp", "2", "--dtype", "float32", "--replicas", "1:4", "--config", "x")
+    args = serve_args(options, ServeFile(args={"model": "/m", "tp": 1, "max_running": 8}))
+    assert args == {
+        "model": "/m",
+        "tp": 2,
+        "max_running": 8,
+        "dtype": "float32",
+        "min_replicas": 1,
+        "max_replicas": 4,
+    }
+
+
+def test_file_stands_where_no_flag_is_given() -> None:
+    args = {"model": "/m", "tp": 2, "dtype": "bfloat16", "min_replicas": 2, "max_replicas": 2}
+    assert serve_args(parse("serve", "--config", "x"), ServeFile(args=args)) == args
+
+
+def test_model_given_by_path_is_made_absolute(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks run in other directories than the command does."""
+    monkeypatch.chdir(checkpoint.parent)
+    args = serve_args(parse("serve", "--model", checkpoint.name), ServeFile())
+    assert args == {"model": str(checkpoint.resolve())}
+
+
+def test_recipe_that_is_not_fetched_says_so() -> None:
+    with pytest.raises(ConfigError, match="download it and give its directory"):
+        serve_args(parse("serve", "--model", "glm-4-9b-chat-hf"), ServeFile())
+
+
+@pytest.mark.parametrize("replicas", ["two", "1:", ":2", "1:2:3", ""])
+def test_replicas_in_words(replicas: str) -> None:
+    with pytest.raises(ConfigError, match="--replicas"):
+        serve_args(parse("serve", "--replicas", replicas), ServeFile(args={"model": "/m"}))
+
+
+def test_fixed_replicas() -> None:
+    args = serve_args(parse("serve", "--replicas", "3"), ServeFile(args={"model": "/m"}))
+    assert (args["min_replicas"], args["max_replicas"]) == (3, 3)
+
+
+def test_taken_port_is_refused_before_anything_else(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not a hang, not a traceback, and not after a download: the model does not even exist."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert main(["serve", "--model", "/nowhere", "--port", str(port)]) == 2
+    assert f"port {port} on 127.0.0.1 is in use" in sentence(capsys)
+
+
+def test_port_of_the_file_is_checked_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        file = tmp_path / "serve.yaml"
+        application = {"import_path": IMPORT_PATH, "args": {"model": "/nowhere"}}
+        file.write_text(
+            json.dumps({"http_options": {"host": "127.0.0.1", "port": port}, "applications": [application]})
+        )
+        assert main(["serve", "--config", str(file)]) == 2
+    assert f"port {port}" in sentence(capsys)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--tp", "3"], "1, 2, 4, 8"),
+        (["--replicas", "3:2"], "max_replicas"),
+        (["--host", "192.0.2.1"], "not an address of this machine"),
+        (["--config", "/nowhere.yaml"], "cannot be read"),
+    ],
+)
+def test_serve_refuses_in_one_sentence(
+    flags: list[str], said: str, checkpoint: Path, free_ports: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "--model", str(checkpoint), *free_ports, *flags]) == 2
+    assert said in sentence(capsys)
+
+
+def test_generate_refuses_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--model", str(tmp_path / "nowhere"), "--prompt", "a"]) == 2
+    assert "no such directory" in sentence(capsys)
+
+
+def test_chat_without_a_cluster_exits_1(free_ports: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chat", "--url", f"http://127.0.0.1:{free_ports[1]}"]) == 1
+    assert "glm-cluster serve" in sentence(capsys)
+
+
+def test_serve_hands_over_and_greets(
+    checkpoint: Path, free_ports: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from glm_cluster.deploy import local
+
+    handed: dict[str, Any] = {}
+
+    def serve(**given: Any) -> None:
+        handed.update(given)
+        given["on_stage"]("Starting")
+        given["on_ready"](Endpoints("http://127.0.0.1:1", "127.0.0.1:2", "glm"))
+
+    monkeypatch.setattr(local, "serve", serve)
+    assert main(["serve", "--model", str(checkpoint), "--tp", "2", *free_ports]) == 0
+    assert handed["args"] == {"model": str(checkpoint.resolve()), "tp": 2}
+    assert [handed["host"], str(handed["port"]), str(handed["grpc_port"])] == ["127.0.0.1", *free_ports[1::2]]
+    captured = capsys.readouterr()
+    assert captured.err == "Starting\n"
+    assert "curl http://127.0.0.1:1/v1/chat/completions" in captured.out
+
+
+def test_interrupt_leaves_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    from glm_cluster import chat
+
+    def interrupted(url: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat, "chat", interrupted)
+    assert main(["chat"]) == 130
+
+
+@pytest.mark.parametrize("demo", [True, False])
+def test_greeting_is_ready_to_paste(demo: bool) -> None:
+    lines = list(greeting(Endpoints("http://h:1", "h:2", "it's a model"), demo=demo))
+    assert any("SmolLM2-135M" in line for line in lines) is demo
+    (curl,) = (shlex.split(line) for line in lines if line.startswith("curl "))
+    body = json.loads(curl[curl.index("-d") + 1])
+    assert (body["model"], body["temperature"]) == ("it's a model", 0)
+    (grpcurl,) = (shlex.split(line) for line in lines if line.startswith("grpcurl "))
+    assert json.loads(grpcurl[grpcurl.index("-d") + 1])["messages"][0]["role"] == "ROLE_USER"
+    assert grpcurl[-2:] == ["h:2", "glm_cluster.v1.Glm/Chat"]
+
+
+def test_runs_as_a_command() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "glm_cluster.cli", "--version"], capture_output=True, text=True, check=True
+    )
+    assert run.stdout == f"glm-cluster {__version__}\n"

@@ -1,0 +1,59 @@
+"""Settings: strict, and every refusal names what is wrong."""
+
+from typing import Any
+
+import pytest
+
+from glm_cluster.config import ClusterConfig, EngineConfig
+from glm_cluster.errors import ConfigError
+
+
+def test_defaults_need_only_a_model() -> None:
+    config = ClusterConfig.from_mapping({"model": "/models/glm-4-9b-chat-hf/"})
+    assert config.engine == EngineConfig(model="/models/glm-4-9b-chat-hf/")
+    assert config.model_name == "glm-4-9b-chat-hf"
+    assert (config.min_replicas, config.max_replicas) == (1, 1)
+
+
+def test_flat_mapping_reaches_both_levels() -> None:
+    config = ClusterConfig.from_mapping({"model": "m", "tp": 2, "model_name": "glm", "max_replicas": 3})
+    assert (config.engine.tp, config.model_name, config.max_replicas) == (2, "glm", 3)
+
+
+def test_configs_are_frozen() -> None:
+    config = EngineConfig(model="m")
+    with pytest.raises(AttributeError):
+        config.tp = 2  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("raw", "named"),
+    [
+        ({}, "`model`"),
+        ({"model": 3}, "model"),
+        ({"model": "m", "tpp": 2}, "tpp"),
+        ({"model": "m", "engine": {}}, "engine"),
+        ({"model": "m", "tp": 0}, "tp"),
+        ({"model": "m", "tp": True}, "tp"),
+        ({"model": "m", "tp": "2"}, "tp"),
+        ({"model": "m", "max_running": -1}, "max_running"),
+        ({"model": "m", "step_tokens": 1.5}, "step_tokens"),
+        ({"model": "m", "block_tokens": 0}, "block_tokens"),
+        ({"model": "m", "kv_cache_bytes": 0}, "kv_cache_bytes"),
+        ({"model": "m", "max_model_len": "8k"}, "max_model_len"),
+        ({"model": "m", "dtype": "float16"}, "dtype"),
+        ({"model": "m", "device": "tpu"}, "device"),
+        ({"model": "m", "step_deadline_s": 0}, "step_deadline_s"),
+        ({"model": "m", "model_name": None}, "model_name"),
+        ({"model": "m", "min_replicas": 0}, "min_replicas"),
+        ({"model": "m", "min_replicas": 2}, "max_replicas"),
+        ({"model": "m", "target_ongoing_requests": 0}, "target_ongoing_requests"),
+        ({"model": "m", "num_ingresses": 0}, "num_ingresses"),
+        ({"model": "m", "placement": "pack"}, "placement"),
+        ({"model": "m", "upscale_delay_s": -1}, "upscale_delay_s"),
+        ({"model": "m", "max_migrations": True}, "max_migrations"),
+    ],
+)
+def test_refusal_names_the_setting(raw: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        ClusterConfig.from_mapping(raw)
