@@ -6,7 +6,7 @@ Reads one JSON command a line and answers each with one JSON line. The first say
 import json
 import os
 import sys
-from dataclasses import replace
+import urllib.request
 from typing import Any
 
 from glm_cluster.config import ClusterConfig
@@ -24,16 +24,16 @@ def start(command: dict[str, Any]) -> None:
     deploy(command)
 
 
-def start_nodes(nodes: list[dict[str, float]]) -> None:
+def start_nodes(nodes: list[int]) -> None:
     """Several raylets on this machine; the first is the head and this driver's own."""
     import ray
     from ray.cluster_utils import Cluster
 
     cluster = Cluster()
-    for resources in nodes:
+    for num_cpus in nodes:
         for name in ("RAY_SERVE_HAPROXY_STATS_PORT", "RAY_SERVE_HAPROXY_METRICS_PORT"):
             os.environ[name] = str(local.free_port())
-        cluster.add_node(num_cpus=resources["num_cpus"], object_store_memory=local._OBJECT_STORE_BYTES)
+        cluster.add_node(num_cpus=num_cpus, object_store_memory=local.OBJECT_STORE_BYTES, include_dashboard=False)
     ray.init(address=cluster.address, log_to_driver=False)
     start_nodes.cluster = cluster  # kept for the life of the process
 
@@ -46,7 +46,6 @@ def deploy(command: dict[str, Any]) -> None:
 def replicas() -> list[Any]:
     """The actor handles of the running replicas."""
     import ray
-    from ray.util.state import list_actors
 
     named = [n for n in ray.util.list_named_actors(all_namespaces=True) if "glm#GlmReplica#" in n["name"]]
     return [ray.get_actor(n["name"], namespace=n["namespace"]) for n in named]
@@ -71,10 +70,33 @@ def nodes_of_ranks() -> list[str]:
     """The node of every rank alive."""
     from ray._private.state import actors
 
-    return [a["Address"]["NodeID"] for a in actors().values() if a["State"] == "ALIVE" and a["ActorClassName"] == "Shard"]
+    return [
+        a["Address"]["NodeID"] for a in actors().values() if a["State"] == "ALIVE" and a["ActorClassName"] == "Shard"
+    ]
 
 
-COMMANDS = {"loads": loads, "num_replicas": num_replicas, "nodes_of_ranks": nodes_of_ranks}
+def num_submissions() -> float:
+    """How often an engine was handed requests, as Prometheus would scrape it."""
+    import ray
+
+    total = 0.0
+    for node in ray.nodes():
+        page = urllib.request.urlopen(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics")
+        lines = page.read().decode().splitlines()
+        total += sum(
+            float(line.rsplit(" ", 1)[1])
+            for line in lines
+            if line.startswith("ray_glm_engine_submission_batch_size_count")
+        )
+    return total
+
+
+COMMANDS = {
+    "num_submissions": num_submissions,
+    "loads": loads,
+    "num_replicas": num_replicas,
+    "nodes_of_ranks": nodes_of_ranks,
+}
 
 
 def answer(command: dict[str, Any]) -> Any:

@@ -1,0 +1,195 @@
+"""What travels beside Ray, over zmq: its records, their msgpack form, and the seal that keeps strangers out.
+
+Knows no socket, no event loop and no engine. Never pickle: a message is data, whoever sent it.
+"""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from hmac import compare_digest
+from typing import Any, Self
+
+import msgpack
+
+from glm_cluster.deploy.failure import named_error
+from glm_cluster.errors import GlmError
+from glm_cluster.records import FinishReason, GenerationRequest, ReplicaLoad, SamplingParams, TokenEvent
+
+_MAC_BYTES = 16
+
+
+class Seal:
+    """Signs messages with a shared key, and recognises those signed with it."""
+
+    def __init__(self, key: bytes) -> None:
+        self.key = key
+
+    @classmethod
+    def new(cls) -> Self:
+        """A seal with a fresh random key."""
+        return cls(secrets.token_bytes(32))
+
+    def close(self, body: bytes) -> bytes:
+        """`body` with its signature in front."""
+        return self._mac(body) + body
+
+    def open(self, message: bytes) -> bytes | None:
+        """The body of `message`, or None where the signature is not ours."""
+        body = message[_MAC_BYTES:]
+        return body if compare_digest(message[:_MAC_BYTES], self._mac(body)) else None
+
+    def _mac(self, body: bytes) -> bytes:
+        return blake2b(body, key=self.key, digest_size=_MAC_BYTES).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class ReturnAddress:
+    """Where a request's tokens go: an ingress's inbox, and the key its messages are sealed with."""
+
+    endpoint: str
+    key: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A request on its way to a replica. `reply_to` is None for a replica's own health probe.
+
+    `avoid` names replicas that failed earlier attempts; the router goes elsewhere where it can.
+    """
+
+    request: GenerationRequest
+    reply_to: ReturnAddress | None
+    avoid: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """How a submission ended at its replica. It may overtake the last tokens, so it says how many there were."""
+
+    num_tokens: int  # of the whole output, earlier attempts included
+    finish: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A submission that its replica could not finish; the request may be re-entered elsewhere.
+
+    `entered` is False where no engine ever saw it: trying again then costs nothing.
+    """
+
+    reason: str
+    entered: bool
+    replica: str | None = None  # None where only the connection is known to have failed
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """Replica to rank 0: everything that arrived since the last message."""
+
+    adds: tuple[Submission, ...] = ()
+    cancels: tuple[tuple[str, int], ...] = ()  # (request_id, attempt)
+
+    def pack(self) -> bytes:
+        """As msgpack."""
+        return _pack([[_submission_out(a) for a in self.adds], self.cancels])
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Self:
+        """From msgpack."""
+        adds, cancels = _unpack(body)
+        return cls(tuple(_submission_in(a) for a in adds), tuple((r, a) for r, a in cancels))
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Rank 0 to one ingress: what one step made for all of its requests."""
+
+    epoch: str  # of the group that made them; an ingress takes the tokens of an attempt from one epoch only
+    events: tuple[TokenEvent, ...]
+
+    def pack(self) -> bytes:
+        """As msgpack."""
+        rows = [(e.request_id, e.attempt, e.start, e.tokens, e.finish, e.num_cached_tokens) for e in self.events]
+        return _pack([self.epoch, rows])
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Self:
+        """From msgpack."""
+        epoch, rows = _unpack(body)
+        return cls(epoch, tuple(TokenEvent(r, a, s, tuple(t), f, c) for r, a, s, t, f, c in rows))
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """One submission that left the engine: finished with a receipt, or refused with an error."""
+
+    request_id: str
+    attempt: int
+    outcome: Receipt | GlmError
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Rank 0 to its replica: a heartbeat, with what ended and what the engine holds."""
+
+    steps: int  # real steps so far
+    load: ReplicaLoad
+    ended: tuple[Ended, ...]
+    batches: tuple[int, ...]  # requests in each submission the engine took since the last report
+
+    def pack(self) -> bytes:
+        """As msgpack."""
+        load = self.load
+        held = (load.num_waiting, load.num_running, load.num_free_blocks, load.num_blocks)
+        return _pack([self.steps, held, [_ended_out(e) for e in self.ended], self.batches])
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Self:
+        """From msgpack."""
+        steps, (waiting, running, free, blocks), ended, batches = _unpack(body)
+        load = ReplicaLoad(num_waiting=waiting, num_running=running, num_free_blocks=free, num_blocks=blocks)
+        return cls(steps, load, tuple(_ended_in(e) for e in ended), tuple(batches))
+
+
+def _submission_out(submission: Submission) -> list[Any]:
+    request, to = submission.request, submission.reply_to
+    sampling = {name: getattr(request.sampling, name) for name in SamplingParams.__slots__}
+    address = None if to is None else (to.endpoint, to.key)
+    return [request.request_id, request.attempt, request.prompt, request.output, sampling, address]
+
+
+def _submission_in(row: Sequence[Any]) -> Submission:
+    request_id, attempt, prompt, output, sampling, address = row
+    sampling["stop_token_ids"] = tuple(sampling["stop_token_ids"])
+    request = GenerationRequest(
+        request_id=request_id,
+        attempt=attempt,
+        prompt=tuple(prompt),
+        output=tuple(output),
+        sampling=SamplingParams(**sampling),
+    )
+    return Submission(request, None if address is None else ReturnAddress(*address))
+
+
+def _ended_out(ended: Ended) -> list[Any]:
+    outcome = ended.outcome
+    if isinstance(outcome, Receipt):
+        return [ended.request_id, ended.attempt, outcome.num_tokens, outcome.finish]
+    return [ended.request_id, ended.attempt, type(outcome).__name__, outcome.message, outcome.param]
+
+
+def _ended_in(row: Sequence[Any]) -> Ended:
+    request_id, attempt, *rest = row
+    if isinstance(rest[0], int):
+        return Ended(request_id, attempt, Receipt(*rest))
+    name, message, param = rest
+    return Ended(request_id, attempt, named_error(name, message, param=param))
+
+
+def _pack(value: object) -> bytes:
+    return bytes(msgpack.packb(value))
+
+
+def _unpack(body: bytes) -> Any:
+    return msgpack.unpackb(body, use_list=True)

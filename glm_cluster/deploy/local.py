@@ -1,0 +1,221 @@
+"""A whole cluster on this machine for as long as somebody wants it: started, waited for, stopped without a trace.
+
+The only place that sets Ray's flags, which Ray reads when it is imported. Knows no terminal: it tells its caller
+what it is doing.
+"""
+
+import math
+import os
+import random
+import signal
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+from glm_cluster.config import ClusterConfig
+from glm_cluster.deploy.failure import error_within
+from glm_cluster.deploy.files import SERVICERS
+from glm_cluster.errors import EngineUnavailable
+
+_APP = "glm"
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+OBJECT_STORE_BYTES = 128 << 20  # we put nothing there; Ray would take a third of the memory
+_FIRST_ANSWER_S = 60.0
+_STREAMS_PER_CONNECTION = "1000"
+_DRAIN_S = 1.0
+_INGRESS_PORTS = 64  # of each kind; one a front on this host
+_RANGES = range(15000, 30000)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """Where a running cluster is reached."""
+
+    http_url: str
+    grpc_address: str
+    model_name: str
+
+
+def serve(
+    *,
+    args: dict[str, object],
+    host: str,
+    port: int,
+    grpc_port: int,
+    on_stage: Callable[[str], None],
+    on_ready: Callable[[Endpoints], None],
+) -> None:
+    """Serve until SIGINT or SIGTERM, then stop everything this started. Call from the main thread."""
+    config = ClusterConfig.from_mapping(args)
+    set_ray_flags()
+    reachable = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
+    endpoints = Endpoints(f"http://{reachable}:{port}", f"{reachable}:{grpc_port}", config.model_name)
+    try:
+        with _signals_interrupt():
+            try:
+                on_stage("Starting Ray")
+                start_ray(config)
+                _interrupt_on_signals()  # Ray has put its own handler for SIGTERM in front
+                start_serve(host, port, grpc_port)
+                on_stage(f"Loading {config.model_name}")
+                run_app(config)
+                on_stage("Waiting for the first answer")
+                wait_until_ready(endpoints.http_url)
+                on_ready(endpoints)
+                while True:
+                    signal.pause()
+            finally:
+                _ignore_signals()
+                on_stage("Stopping")
+                stop()
+    except KeyboardInterrupt:
+        return
+
+
+def set_ray_flags() -> None:
+    """Ray's settings for one machine. What the user has set already stays."""
+    ha_proxy = os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1" if sys.platform == "linux" else "0")
+    http_ports, grpc_ports = free_range(_INGRESS_PORTS), free_range(_INGRESS_PORTS)
+    flags = {
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": ha_proxy,  # alone it is slower than neither
+        "RAY_AUTH_MODE": "disabled",  # a token would be written into the user's home
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DEDUP_LOGS_SKIP_REGEX": "ServeController.graceful_shutdown failed",  # said of every orderly stop
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+        "RAY_SERVE_HAPROXY_H2_FE_MAX_CONCURRENT_STREAMS": _STREAMS_PER_CONNECTION,
+        "RAY_SERVE_HAPROXY_H2_BE_MAX_CONCURRENT_STREAMS": _STREAMS_PER_CONNECTION,
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(http_ports.start),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(http_ports.stop - 1),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(grpc_ports.start),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(grpc_ports.stop - 1),
+        "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+        "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+    }
+    for name, value in flags.items():
+        os.environ.setdefault(name, value)
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def free_range(size: int) -> range:
+    """Neighbouring ports that nobody listens on now, below those the kernel hands out.
+
+    Two clusters on one host must not share Serve's default range: gRPC binds with SO_REUSEPORT, so one cluster's
+    ingress would take calls meant for the other's.
+    """
+    while True:
+        start = random.randrange(_RANGES.start, _RANGES.stop - size)
+        if all(_is_free(port) for port in range(start, start + size)):
+            return range(start, start + size)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def start_ray(config: ClusterConfig) -> None:
+    """A new one-node Ray cluster, never one that happens to run here."""
+    import logging
+
+    import ray
+
+    ranks = config.max_replicas * config.engine.tp
+    logical_cpus = math.ceil(config.cpus_per_rank * (ranks + config.max_replicas + config.num_ingresses)) + 1
+    ray.init(
+        address="local",
+        num_cpus=max(os.cpu_count() or 1, logical_cpus),  # placement only
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+
+
+def start_serve(host: str, port: int, grpc_port: int) -> None:
+    """Serve's controller and proxy."""
+    import logging
+
+    from ray import serve as ray_serve
+    from ray.serve.config import gRPCOptions
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    ray_serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": host, "port": port},
+        grpc_options=gRPCOptions(port=grpc_port, grpc_servicer_functions=list(SERVICERS)),
+        logging_config={"log_level": "WARNING", "enable_access_log": False},
+    )
+
+
+def run_app(config: ClusterConfig) -> None:
+    """Deploy and wait until every replica has made its first step."""
+    from ray import serve as ray_serve
+
+    from glm_cluster.deploy.app import application
+
+    try:
+        ray_serve.run(application(config, drain_s=_DRAIN_S, start_attempts=1), name=_APP, route_prefix="/")
+    except RuntimeError as error:
+        deployments = ray_serve.status().applications[_APP].deployments.values()
+        raise error_within("\n".join([str(error), *(deployment.message for deployment in deployments)])) from error
+
+
+def wait_until_ready(http_url: str) -> None:
+    """Wait until /health is green through the front door, which says that a token can be had."""
+    deadline = time.monotonic() + _FIRST_ANSWER_S
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"{http_url}/health", timeout=10):
+                return
+        except (OSError, urllib.error.URLError):
+            time.sleep(0.1)
+    raise EngineUnavailable(f"{http_url}/health did not turn green in {_FIRST_ANSWER_S:g} s; see Ray's logs")
+
+
+def stop() -> None:
+    """Undo whatever of the above has happened."""
+    import ray
+    from ray import serve as ray_serve
+
+    if ray.is_initialized():
+        ray_serve.shutdown()
+        ray.shutdown()
+
+
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """SIGINT and SIGTERM raise KeyboardInterrupt, whatever the shell that started us had set."""
+    before = {number: signal.getsignal(number) for number in _STOP_SIGNALS}
+    _interrupt_on_signals()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt_on_signals() -> None:
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    for number in _STOP_SIGNALS:
+        signal.signal(number, interrupt)
+
+
+def _ignore_signals() -> None:
+    for number in _STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

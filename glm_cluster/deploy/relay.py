@@ -1,0 +1,166 @@
+"""The front's `Generator`: a journal for every request, and re-entry on another replica when one is lost.
+
+Knows neither Ray nor the engine: it is given a way to submit and an inbox. A stream's tokens are exactly those of the
+undisturbed run, because an attempt goes on after the tokens already emitted and nothing but the next index is taken.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import Context
+from dataclasses import replace
+from itertools import count
+from typing import TypeAlias
+from uuid import uuid4
+
+from glm_cluster.deploy.channel import Loss, Receipt, Submission
+from glm_cluster.deploy.inbox import Feed, Inbox
+from glm_cluster.errors import DeadlineExceeded, EngineUnavailable, GlmError, InternalError
+from glm_cluster.metrics import MIGRATIONS, Meters
+from glm_cluster.records import GenerationRequest, TokenEvent
+
+Submit: TypeAlias = Callable[[Submission], Awaitable[Receipt | Loss]]
+"""Send a submission to some replica and wait until it ends there. Raises GlmError where it can never succeed."""
+
+logger = logging.getLogger(__name__)
+
+_LATE_TOKENS_S = 2.0  # how long the last tokens may trail the receipt
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0  # between attempts that no engine saw
+
+
+class Journal:
+    """What is known of one request: the ids already emitted, the attempts made, the replicas that failed it."""
+
+    def __init__(self, request: GenerationRequest, request_id: str) -> None:
+        self._request = request
+        self._id = request_id
+        self._output = list(request.output)
+        self._attempt = request.attempt - 1
+        self._failed: list[str] = []
+        self.migrations = 0
+        self.refusals = 0  # in a row
+
+    @property
+    def position(self) -> int:
+        """The index the next token will have."""
+        return len(self._output)
+
+    def next_attempt(self) -> GenerationRequest:
+        """The request as the next engine gets it: after everything already emitted."""
+        self._attempt += 1
+        return replace(self._request, request_id=self._id, attempt=self._attempt, output=tuple(self._output))
+
+    @property
+    def avoid(self) -> tuple[str, ...]:
+        """Replicas to go round, if others are up."""
+        return tuple(self._failed)
+
+    def record(self, event: TokenEvent) -> TokenEvent:
+        """Note `event` and return it under the name its caller knows it by."""
+        self._output.extend(event.tokens)
+        self.refusals = 0
+        return replace(event, request_id=self._request.request_id, attempt=self._request.attempt)
+
+    def note(self, loss: Loss) -> None:
+        """Count a lost attempt."""
+        if loss.entered:
+            self.migrations += 1
+        else:
+            self.refusals += 1
+        self._failed = [loss.replica] if loss.replica else []
+
+
+class Relay:
+    """Generates through replicas, one attempt at a time."""
+
+    def __init__(
+        self, submit: Submit, inbox: Inbox, *, max_migrations: int, request_timeout_s: float, meters: Meters
+    ) -> None:
+        self._submit = submit
+        self._inbox = inbox
+        self._max_migrations = max_migrations
+        self._timeout_s = request_timeout_s
+        self._meters = meters
+        self._prefix = uuid4().hex[:12]  # request ids must differ between ingresses
+        self._serial = count()
+        self._calls: set[asyncio.Task[Receipt | Loss | GlmError]] = set()  # the loop alone holds tasks weakly
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
+        """Yield the request's events in order, across as many replicas as it takes."""
+        journal = Journal(request, f"{self._prefix}-{next(self._serial)}")
+        deadline = asyncio.get_running_loop().time() + self._timeout_s
+        while True:
+            with self._attempt(journal, deadline) as attempt:
+                while isinstance(item := await attempt.next(journal.position), TokenEvent):
+                    yield journal.record(item)
+                    if item.finish:
+                        return
+            journal.note(item)
+            if journal.migrations > self._max_migrations:
+                raise EngineUnavailable(f"the request was lost {journal.migrations} times (last: {item.reason})")
+            if item.entered:
+                self._meters.count(MIGRATIONS, 1)
+            else:
+                await asyncio.sleep(min(_FIRST_PAUSE_S * 2**journal.refusals, _LONGEST_PAUSE_S))
+
+    @contextmanager
+    def _attempt(self, journal: Journal, deadline: float) -> Iterator["_Attempt"]:
+        request = journal.next_attempt()
+        submission = Submission(request, self._inbox.address, journal.avoid)
+        loop = asyncio.get_running_loop()
+        with self._inbox.feed(request.request_id, request.attempt) as feed:
+            # An empty context: the call must not inherit the id and protocol of the client's own request.
+            call = loop.create_task(_call(self._submit, submission), context=Context())
+            self._calls.add(call)
+            call.add_done_callback(self._calls.discard)
+            call.add_done_callback(lambda done: None if done.cancelled() else feed.queue.put_nowait(done.result()))
+            timeout = DeadlineExceeded(f"the request did not finish within {self._timeout_s:g} s")
+            timer = loop.call_at(deadline, feed.queue.put_nowait, timeout)
+            attempt = _Attempt(feed, call)
+            try:
+                yield attempt
+            finally:
+                timer.cancel()
+                attempt.leave()
+
+
+class _Attempt:
+    """One submission. Tokens, the receipt, errors and the deadline all arrive in its feed's queue."""
+
+    def __init__(self, feed: Feed, call: "asyncio.Task[Receipt | Loss | GlmError]") -> None:
+        self._feed = feed
+        self._call = call
+        self._finished = False
+
+    async def next(self, position: int) -> TokenEvent | Loss:
+        """The event whose first token has index `position`; a Loss when this attempt will not bring it."""
+        while True:
+            match await self._feed.queue.get():
+                case TokenEvent(start=start) as event if start == position:
+                    self._finished = event.finish is not None
+                    return event
+                case TokenEvent(start=start) if start > position:
+                    return Loss(f"tokens {position} to {start - 1} went missing", entered=True)
+                case Loss() as loss:
+                    return loss
+                case GlmError() as error:
+                    raise error
+                case Receipt():
+                    late = Loss("the last tokens went missing", entered=True)
+                    asyncio.get_running_loop().call_later(_LATE_TOKENS_S, self._feed.queue.put_nowait, late)
+
+    def leave(self) -> None:
+        """Cancel the call down to the engine, unless the request has ended there anyway."""
+        if not self._finished:
+            self._call.cancel()
+
+
+async def _call(submit: Submit, submission: Submission) -> Receipt | Loss | GlmError:
+    try:
+        return await submit(submission)
+    except GlmError as error:
+        return error
+    except Exception as error:  # the edge of the process: whatever Ray raises ends this one request
+        logger.exception("a replica call failed")
+        return InternalError(f"a replica call failed: {type(error).__name__}: {error}")

@@ -1,0 +1,120 @@
+"""GlmReplica: what Serve sees of one tensor-parallel group. It keeps a group of ranks alive and speaks for it.
+
+An asyncio supervisor that never touches torch or CUDA. When a rank dies every open call ends with a Loss (the ingress
+re-enters elsewhere), the group is killed and a new one made in the same bundles, under a new epoch.
+"""
+
+import asyncio
+import logging
+from dataclasses import asdict
+from itertools import count
+from uuid import uuid4
+
+import ray
+from ray import serve
+
+from glm_cluster.config import ClusterConfig
+from glm_cluster.deploy.channel import Loss, Receipt, Submission
+from glm_cluster.deploy.group import Bundles, RankGroup
+from glm_cluster.deploy.meters import RayMeters
+from glm_cluster.errors import EngineUnavailable, GlmError
+from glm_cluster.records import GenerationRequest, SamplingParams
+
+logger = logging.getLogger(__name__)
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 10.0  # between attempts to make a group
+_PROBE = SamplingParams(max_tokens=1, temperature=0.0)
+
+
+class GlmReplica:
+    """One replica: one group at a time, epoch after epoch."""
+
+    async def __init__(self, config: ClusterConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+        self._config = config
+        self._name = serve.get_replica_context().replica_id.unique_id
+        self._meters = RayMeters()
+        self._probes = count()
+        self._proven_steps = 0  # steps of the group at the last successful health check
+        group = await self._new_group()
+        self._group: RankGroup | None = group
+        self._supervisor = asyncio.create_task(self._supervise(group))
+
+    async def generate(self, submission: Submission) -> Receipt | Loss:
+        """Run a submission to its end; the tokens themselves go to its return address."""
+        if self._group is None:
+            return Loss("the group is being restarted", entered=False, replica=self._name)
+        return await self._group.submit(submission)
+
+    async def check_health(self) -> None:
+        """Raise unless every rank took part in a step since the last check; make it take one if need be."""
+        if (group := self._group) is None:
+            raise EngineUnavailable(f"{self._name}: the group is being restarted")
+        if group.steps <= self._proven_steps:
+            await self._step(group)
+        self._proven_steps = group.steps
+
+    async def probe(self) -> bool:
+        """Whether a token can be had here."""
+        try:
+            await self.check_health()
+        except GlmError:
+            return False
+        return True
+
+    async def record_routing_stats(self) -> dict[str, object]:
+        """What the routers know of this replica, as of now."""
+        group = self._group
+        if group is None or group.load is None:
+            return {"serving": False}
+        return {"serving": True, **asdict(group.load)}
+
+    async def __del__(self) -> None:
+        """Called by Serve on an orderly stop; after any other end Ray kills the ranks with their owner."""
+        self._supervisor.cancel()
+        if self._group is not None:
+            await self._group.close("the replica stopped", self._name)
+
+    async def _new_group(self) -> RankGroup:
+        bundles = await Bundles.find(ray.util.get_current_placement_group())
+        group = await RankGroup.start(self._config, bundles, uuid4().hex[:8], self._meters)
+        self._proven_steps = 0
+        try:
+            await self._step(group)
+        except GlmError:
+            await group.close("the first step failed", self._name)
+            raise
+        return group
+
+    async def _supervise(self, group: RankGroup) -> None:
+        while True:
+            reason = await group.ended(self._config.engine.step_deadline_s)
+            logger.warning("%s; %s makes a new group", reason, self._name)
+            self._group = None
+            await group.close(reason, self._name)
+            self._group = group = await self._insist()
+
+    async def _insist(self) -> RankGroup:
+        """A new group, however often it takes; Serve replaces this replica when health stays red too long."""
+        for attempt in count():
+            try:
+                return await self._new_group()
+            except GlmError as error:
+                logger.warning("%s cannot make a group: %s", self._name, error)
+            await asyncio.sleep(min(_FIRST_PAUSE_S * 2**attempt, _LONGEST_PAUSE_S))
+        raise AssertionError("count() does not end")
+
+    async def _step(self, group: RankGroup) -> None:
+        """Run a one-token request through every rank, or be content with any step that other requests caused."""
+        seen = group.steps
+        request = GenerationRequest(request_id=f"probe-{next(self._probes)}", prompt=(0,), sampling=_PROBE)
+        probe = asyncio.create_task(group.submit(Submission(request, None)))
+        deadline = asyncio.get_running_loop().time() + self._config.engine.step_deadline_s
+        try:
+            while not probe.done() and group.steps <= seen:
+                await asyncio.wait([probe], timeout=0.05)
+                if asyncio.get_running_loop().time() > deadline:
+                    raise EngineUnavailable(f"no step in {self._config.engine.step_deadline_s:g} s")
+            if probe.done() and isinstance(loss := probe.result(), Loss):
+                raise EngineUnavailable(loss.reason)
+        finally:
+            probe.cancel()

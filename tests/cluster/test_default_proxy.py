@@ -1,0 +1,48 @@
+"""Everything also works behind Serve's own proxy: the flags are set off before Ray starts."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import grpc
+import httpx
+from support.cluster import RANK, Case, RunningCluster, all_at_once, events, eventually
+
+from glm_cluster.api.proto import glm_pb2, glm_pb2_grpc
+
+
+async def test_streams_cancellation_and_failover(
+    start_cluster: Callable[..., RunningCluster],
+    settings: Callable[..., dict[str, Any]],
+    cases: Callable[..., list[Case]],
+):
+    cluster = start_cluster(settings(), RAY_SERVE_ENABLE_HA_PROXY="0")
+    assert not cluster.processes("haproxy")
+    many = cases(8, seed=10, max_tokens=(1, 60))
+    for case, ids in zip(many, await all_at_once(cluster, many), strict=True):
+        assert tuple(ids) == case.expected
+
+    async with grpc.aio.insecure_channel(cluster.grpc_address) as channel:
+        ids = glm_pb2.TokenIds(ids=many[0].prompt)
+        request = glm_pb2.GenerateRequest(model="tiny", token_ids=ids, max_tokens=5)
+        chunks = [chunk async for chunk in glm_pb2_grpc.GlmStub(channel).Generate(request, timeout=60)]
+        assert chunks[-1].usage.completion_tokens <= 5
+
+    await cancelled_streams_end(cluster, replace(many[0], sampling={"max_tokens": 800}))
+
+    (case,) = cases(1, seed=6, max_tokens=(600, 600))
+    stream = asyncio.create_task(all_at_once(cluster, [case]))
+    await asyncio.sleep(0.3)
+    cluster.processes(RANK)[0].kill()
+    assert tuple((await stream)[0]) == case.expected
+
+
+async def cancelled_streams_end(cluster: RunningCluster, case: Case) -> None:
+    async with httpx.AsyncClient(base_url=cluster.http_url, timeout=60) as client:
+        stream = events(client, case)
+        await anext(stream)
+        await stream.aclose()
+    await asyncio.to_thread(
+        eventually, lambda: cluster.ask("loads")[0]["num_running"] == 0, "the engine is idle", timeout_s=10
+    )

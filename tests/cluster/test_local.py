@@ -1,0 +1,140 @@
+"""`serve` on one machine: what it says, and that nothing of it is left however it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import psutil
+import pytest
+from support.cluster import eventually
+
+from glm_cluster.deploy.local import free_port
+
+_MARK = "GLM_CLUSTER_TEST"
+_SCRIPT = """
+import json, sys
+from dataclasses import asdict
+from glm_cluster.deploy.local import serve
+from glm_cluster.errors import GlmError
+def say(**what): print(json.dumps(what), flush=True)
+settings = json.loads(sys.argv[1])
+try:
+    serve(**settings, on_stage=lambda s: say(stage=s), on_ready=lambda e: say(ready=asdict(e)))
+except GlmError as error:
+    say(error=type(error).__name__, message=error.message)
+    sys.exit(2)
+say(returned=True)
+"""
+
+
+class Serving:
+    """A process that serves, and what it prints."""
+
+    def __init__(self, args: dict[str, Any]) -> None:
+        self._mark = uuid4().hex
+        self.ports = (free_port(), free_port())
+        settings = {"args": args, "host": "127.0.0.1", "port": self.ports[0], "grpc_port": self.ports[1]}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _SCRIPT, json.dumps(settings)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, _MARK: self._mark},
+            text=True,
+        )
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """What it says; lines that are not ours fail the test, because a user would see them."""
+        assert self.process.stdout is not None
+        return map(json.loads, self.process.stdout)
+
+    def until(self, key: str) -> dict[str, Any]:
+        return next(line for line in self.lines() if key in line)
+
+    def left(self) -> list[psutil.Process]:
+        return [p for p in psutil.process_iter() if self._is_ours(p)]
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        try:
+            return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(_MARK) == self._mark
+        except psutil.Error:
+            return False
+
+
+@pytest.fixture
+def serving() -> Iterator[Callable[[dict[str, Any]], Serving]]:
+    started: list[Serving] = []
+
+    def start(args: dict[str, Any]) -> Serving:
+        started.append(Serving(args))
+        return started[-1]
+
+    yield start
+    for one in started:
+        for process in one.left():
+            process.kill()
+        one.process.wait(10)
+        one.process.stdout.close()
+
+
+def shared_memory() -> set[str]:
+    return {path.name for path in Path("/dev/shm").iterdir()}
+
+
+def nothing_left(one: Serving) -> None:
+    eventually(lambda: not one.left(), "every process is gone", timeout_s=10)
+    for port in one.ports:
+        assert port not in {c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_without_a_trace(serving, settings: Callable[..., dict[str, Any]], number: signal.Signals):
+    one = serving(settings())
+    endpoints = one.until("ready")["ready"]
+    assert endpoints["model_name"] == "tiny"
+    reply = httpx.post(
+        endpoints["http_url"] + "/v1/completions", json={"model": "tiny", "prompt": "a", "max_tokens": 2}, timeout=30
+    )
+    assert reply.status_code == 200
+    segments = {p.name for p in Path("/dev/shm").iterdir() if any(_maps(q, p) for q in one.left())}
+    one.process.send_signal(number)
+    assert one.until("returned")
+    assert one.process.wait(30) == 0
+    nothing_left(one)
+    assert not segments & shared_memory()
+
+
+def _maps(process: psutil.Process, path: Path) -> bool:
+    try:
+        return any(m.path == str(path) for m in process.memory_maps())
+    except psutil.Error:
+        return False
+
+
+def test_a_signal_while_it_starts_ends_it_too(serving, settings: Callable[..., dict[str, Any]]):
+    one = serving(settings())
+    next(line for line in one.lines() if line.get("stage", "").startswith("Loading"))
+    one.process.send_signal(signal.SIGINT)
+    assert one.until("returned")
+    assert one.process.wait(60) == 0
+    nothing_left(one)
+
+
+def test_a_checkpoint_that_cannot_load_is_a_sentence(serving, settings: Callable[..., dict[str, Any]], tmp_path: Path):
+    source = Path(settings()["model"])
+    for file in source.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    one = serving(settings(model=str(tmp_path)))
+    said = one.until("error")
+    assert said["error"] == "CheckpointError"
+    assert "model.safetensors" in said["message"]
+    assert one.process.wait(60) == 2
+    nothing_left(one)

@@ -1,0 +1,168 @@
+"""A real cluster in a process of its own, and clients that compare what it answers with the engine offline."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import psutil
+
+from glm_cluster.deploy.local import free_port
+
+_MARK = "GLM_CLUSTER_TEST"  # in the environment of everything a cluster starts
+_DRIVER = Path(__file__).with_name("cluster_driver.py")
+REPLICA, INGRESS, RANK = "ServeReplica:glm:GlmReplica", "ServeReplica:glm:GlmIngress", "ray::Shard"
+
+
+class RunningCluster:
+    """One cluster. `close` asserts that nothing of it is left."""
+
+    def __init__(self, args: dict[str, Any], *, nodes: list[int] | None = None, **env: str) -> None:
+        self._mark = uuid4().hex
+        self._port, self._grpc_port = free_port(), free_port()
+        self.http_url = f"http://127.0.0.1:{self._port}"
+        self.grpc_address = f"127.0.0.1:{self._grpc_port}"
+        self._driver = subprocess.Popen(
+            [sys.executable, str(_DRIVER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, _MARK: self._mark, **env},
+            text=True,
+        )
+        try:
+            self.ask("start", args=args, nodes=nodes)
+        except BaseException:
+            self.close()
+            raise
+
+    def ask(self, do: str, **given: Any) -> Any:
+        """Have the driver do something; its answer."""
+        command = {"do": do, "port": self._port, "grpc_port": self._grpc_port, **given}
+        assert self._driver.stdin is not None
+        assert self._driver.stdout is not None
+        self._driver.stdin.write(json.dumps(command) + "\n")
+        self._driver.stdin.flush()
+        reply = json.loads(self._driver.stdout.readline())
+        if "error" in reply:
+            raise AssertionError(f"{do}: {reply['error']}")
+        return reply["ok"]
+
+    def processes(self, title: str = "") -> list[psutil.Process]:
+        """The cluster's processes whose command line contains `title`."""
+        return [p for p in psutil.process_iter() if self._is_ours(p) and title in _command_line(p)]
+
+    def healthy(self) -> bool:
+        """What /health says."""
+        try:
+            return httpx.get(f"{self.http_url}/health", timeout=30).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def close(self) -> None:
+        """Stop it in order, and check that it is gone: processes, ports, shared memory."""
+        assert self._driver.stdin is not None
+        self._driver.stdin.close()
+        try:
+            self._driver.wait(60)
+        finally:
+            left = self.processes()
+            for process in left:
+                process.kill()
+            assert not left, f"left behind: {[_command_line(p) for p in left]}"
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        try:
+            return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(_MARK) == self._mark
+        except psutil.Error:
+            return False
+
+
+def _command_line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A request and the ids it must have, from the engine offline and alone."""
+
+    prompt: tuple[int, ...]
+    sampling: dict[str, Any]  # in the words of the HTTP API
+    expected: tuple[int, ...]
+
+    @property
+    def body(self) -> dict[str, Any]:
+        return {"model": "tiny", "prompt": list(self.prompt), "return_token_ids": True, **self.sampling}
+
+
+async def stream_ids(
+    client: httpx.AsyncClient, case: Case, *, on_token: Callable[[int], None] | None = None
+) -> list[int]:
+    """The ids of a streamed answer."""
+    ids: list[int] = []
+    async with aclosing(events(client, case)) as chunks:
+        async for chunk in chunks:
+            ids += chunk["choices"][0]["token_ids"]
+            if on_token:
+                on_token(len(ids))
+    return ids
+
+
+async def events(client: httpx.AsyncClient, case: Case) -> AsyncIterator[dict[str, Any]]:
+    """The chunks of a streamed answer; an error inside the stream fails the test."""
+    async with client.stream("POST", "/v1/completions", json={**case.body, "stream": True}) as response:
+        assert response.status_code == 200, (await response.aread()).decode()
+        async for line in response.aiter_lines():
+            if line.startswith("data: {"):
+                chunk = json.loads(line[6:])
+                assert "error" not in chunk, chunk
+                if chunk["choices"]:
+                    yield chunk
+            elif line == "data: [DONE]":
+                return
+        raise AssertionError("the stream ended without [DONE]")
+
+
+async def all_at_once(cluster: RunningCluster, cases: list[Case], **hooks: Any) -> list[list[int]]:
+    """Stream every case at the same time."""
+    limits = httpx.Limits(max_connections=len(cases))
+    async with httpx.AsyncClient(base_url=cluster.http_url, timeout=120, limits=limits) as client:
+        return await asyncio.gather(*(stream_ids(client, case, **hooks) for case in cases))
+
+
+class AtToken:
+    """Calls `act` once, in a thread, as soon as `count` tokens have come in over all streams."""
+
+    def __init__(self, count: int, act: Callable[[], None]) -> None:
+        self._left = count
+        self._thread = threading.Thread(target=act)
+
+    def __call__(self, num_ids: int) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self._thread.start()
+
+    def check(self) -> None:
+        """Assert that it happened."""
+        assert self._left <= 0, "the streams were over before the blow fell"
+        self._thread.join()
+
+
+def eventually(condition: Callable[[], bool], what: str, *, timeout_s: float = 60.0) -> None:
+    """Wait until `condition` holds."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not within {timeout_s:g} s"
+        time.sleep(0.1)

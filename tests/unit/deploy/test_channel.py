@@ -1,0 +1,58 @@
+"""The side channel's records survive their wire form, and strangers are not heard."""
+
+from glm_cluster.deploy.channel import Ended, Orders, Receipt, Report, ReturnAddress, Seal, Submission, Tokens
+from glm_cluster.errors import InvalidRequest
+from glm_cluster.records import GenerationRequest, ReplicaLoad, SamplingParams, TokenEvent
+
+
+def request(**given: object) -> GenerationRequest:
+    sampling = SamplingParams(max_tokens=9, temperature=0.5, top_k=3, top_p=0.9, seed=2**62, stop_token_ids=(7, 8))
+    return GenerationRequest(**{"request_id": "r", "prompt": (1, 2), "sampling": sampling, **given})
+
+
+def test_orders_round_trip():
+    submissions = (
+        Submission(request(output=(3,), attempt=2), ReturnAddress("tcp://10.0.0.1:5", b"\x00key")),
+        Submission(request(), None),
+    )
+    orders = Orders(submissions, (("r", 1), ("s", 0)))
+    assert Orders.unpack(orders.pack()) == orders
+
+
+def test_avoidance_is_for_the_router_and_stays_behind():
+    sent = Orders((Submission(request(), None, avoid=("a",)),))
+    assert Orders.unpack(sent.pack()).adds[0].avoid == ()
+
+
+def test_tokens_round_trip():
+    tokens = Tokens("epoch", (TokenEvent("r", 1, 4, (5, 6)), TokenEvent("s", 0, 0, (2,), "stop", 16)))
+    assert Tokens.unpack(tokens.pack()) == tokens
+
+
+def test_report_round_trip():
+    load = ReplicaLoad(num_waiting=1, num_running=2, num_free_blocks=3, num_blocks=4)
+    report = Report(12, load, (Ended("r", 0, Receipt(5, "length")),), (1, 4))
+    assert Report.unpack(report.pack()) == report
+
+
+def test_an_error_arrives_as_itself():
+    load = ReplicaLoad(num_waiting=0, num_running=0, num_free_blocks=0, num_blocks=0)
+    sent = Report(0, load, (Ended("r", 3, InvalidRequest("too long", param="prompt")),), ())
+    (ended,) = Report.unpack(sent.pack()).ended
+    assert (ended.request_id, ended.attempt) == ("r", 3)
+    assert type(ended.outcome) is InvalidRequest
+    assert (ended.outcome.message, ended.outcome.param) == ("too long", "prompt")
+
+
+def test_a_seal_recognises_its_own():
+    seal = Seal.new()
+    message = seal.close(b"body")
+    assert seal.open(message) == b"body"
+    assert Seal.new().open(message) is None
+    assert seal.open(message[:-1] + b"x") is None
+    assert seal.open(b"") is None
+
+
+def test_keys_are_not_printed():
+    assert "key" not in repr(ReturnAddress("tcp://h:1", b"secret"))
+    assert "secret" not in repr(ReturnAddress("tcp://h:1", b"secret"))

@@ -1,0 +1,240 @@
+"""The line between a replica and its rank 0: a courier at one end, an engine loop at the other, in one process.
+
+The engine is arithmetic: each step gives every request one token, the sum of its prompt + 10 * its index.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+import zmq
+
+from glm_cluster.deploy.channel import Loss, Receipt, Report, ReturnAddress, Seal, Submission, Tokens
+from glm_cluster.deploy.core import EngineLoop, Outlets
+from glm_cluster.deploy.courier import Courier
+from glm_cluster.errors import InvalidRequest
+from glm_cluster.records import GenerationRequest, ReplicaLoad, SamplingParams, TokenEvent
+
+LOCAL = "127.0.0.1"
+
+
+@dataclass
+class ArithmeticEngine:
+    """One token for everybody, each step of `step_s`."""
+
+    step_s: float = 0.0
+    running: dict[tuple[str, int], list[GenerationRequest | int]] = field(default_factory=dict)
+    cancelled: list[tuple[str, int]] = field(default_factory=list)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.running)
+
+    def add(self, request: GenerationRequest) -> None:
+        if not request.prompt:
+            raise InvalidRequest("the prompt is empty", param="prompt")
+        self.running[request.request_id, request.attempt] = [request, len(request.output)]
+
+    def cancel(self, request_id: str, attempt: int) -> None:
+        self.cancelled.append((request_id, attempt))
+        self.running.pop((request_id, attempt), None)
+
+    def step(self) -> list[TokenEvent]:
+        time.sleep(self.step_s)
+        events = []
+        for key, (request, index) in list(self.running.items()):
+            finish = "length" if index + 1 == request.sampling.max_tokens else None
+            events.append(TokenEvent(*key, index, (sum(request.prompt) + 10 * index,), finish))
+            self.running[key][1] = index + 1
+            if finish:
+                del self.running[key]
+        return events
+
+    def load(self) -> ReplicaLoad:
+        return ReplicaLoad(num_waiting=0, num_running=len(self.running), num_free_blocks=9, num_blocks=10)
+
+
+class Ingress:
+    """A bound inbox, read by hand."""
+
+    def __init__(self, context: zmq.Context) -> None:
+        self.socket = context.socket(zmq.PULL)
+        port = self.socket.bind_to_random_port(f"tcp://{LOCAL}")
+        self.seal = Seal.new()
+        self.address = ReturnAddress(f"tcp://{LOCAL}:{port}", self.seal.key)
+
+    def messages(self) -> list[Tokens]:
+        """Everything that came, up to a pause."""
+        got = []
+        while self.socket.poll(200):
+            body = self.seal.open(self.socket.recv())
+            assert body is not None
+            got.append(Tokens.unpack(body))
+        return got
+
+
+@pytest.fixture
+def context() -> Iterator[zmq.Context]:
+    context = zmq.Context()
+    yield context
+    context.destroy(linger=0)
+
+
+@pytest.fixture
+def engine() -> ArithmeticEngine:
+    return ArithmeticEngine()
+
+
+@pytest.fixture
+def reports() -> list[Report]:
+    return []
+
+
+@pytest.fixture
+async def courier(
+    context: zmq.Context, engine: ArithmeticEngine, reports: list[Report], monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Courier]:
+    monkeypatch.setattr("glm_cluster.deploy.core.HEARTBEAT_S", 0.05)
+    courier = Courier(LOCAL)
+    orders, outgoing = context.socket(zmq.PULL), context.socket(zmq.PUSH)
+    orders.connect(courier.orders_endpoint)
+    outgoing.connect(courier.reports_endpoint)
+    outlets = Outlets(context, "epoch")
+    loop = EngineLoop(engine, orders=orders, reports=outgoing, outlets=outlets, seal=courier.seal)
+    stop = threading.Event()
+
+    def turn() -> None:
+        while not stop.is_set():
+            loop.turn()
+        outlets.close()
+
+    thread = threading.Thread(target=turn)
+    thread.start()
+    courier.start(reports.append)
+    yield courier
+    stop.set()
+    await asyncio.to_thread(thread.join)
+    await courier.close(Loss("over", entered=True))
+
+
+@pytest.fixture
+def ingress(context: zmq.Context) -> Ingress:
+    return Ingress(context)
+
+
+def submission(name: str, to: ReturnAddress | None, *, prompt: tuple[int, ...] = (1, 2), max_tokens: int = 4):
+    return Submission(
+        GenerationRequest(request_id=name, prompt=prompt, sampling=SamplingParams(max_tokens=max_tokens)), to
+    )
+
+
+async def test_a_submission_ends_with_a_receipt_and_its_tokens(courier: Courier, ingress: Ingress):
+    assert await courier.submit(submission("r", ingress.address)) == Receipt(4, "length")
+    messages = await asyncio.to_thread(ingress.messages)
+    events = [event for tokens in messages for event in tokens.events]
+    assert [e.tokens[0] for e in events] == [3, 13, 23, 33]
+    assert [e.start for e in events] == [0, 1, 2, 3]
+    assert {tokens.epoch for tokens in messages} == {"epoch"}
+
+
+async def test_one_message_per_step_and_ingress(courier: Courier, context: zmq.Context, engine: ArithmeticEngine):
+    engine.step_s = 0.01
+    one, other = Ingress(context), Ingress(context)
+    ends = [courier.submit(submission(f"r{i}", (one, other)[i % 2].address, max_tokens=5)) for i in range(10)]
+    await asyncio.gather(*ends)
+    for ingress in (one, other):
+        messages = await asyncio.to_thread(ingress.messages)
+        assert sum(len(m.events) for m in messages) == 25
+        assert len(messages) <= 6  # five steps; the first requests may be a step ahead
+
+
+async def test_a_refusal_is_raised_and_the_engine_lives_on(courier: Courier, ingress: Ingress):
+    with pytest.raises(InvalidRequest, match="empty") as caught:
+        await courier.submit(submission("bad", ingress.address, prompt=()))
+    assert caught.value.param == "prompt"
+    assert await courier.submit(submission("good", ingress.address)) == Receipt(4, "length")
+
+
+async def test_cancelling_a_call_cancels_the_request(courier: Courier, engine: ArithmeticEngine, ingress: Ingress):
+    engine.step_s = 0.005
+    call = asyncio.create_task(courier.submit(submission("r", ingress.address, max_tokens=100_000)))
+    await asyncio.sleep(0.1)
+    assert engine.has_work
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await asyncio.sleep(0.1)
+    assert engine.cancelled == [("r", 0)]
+    assert not engine.has_work
+
+
+async def test_a_call_cancelled_at_once_never_runs(courier: Courier, engine: ArithmeticEngine, ingress: Ingress):
+    call = asyncio.create_task(courier.submit(submission("r", ingress.address, max_tokens=100_000)))
+    await asyncio.sleep(0)
+    call.cancel()
+    await asyncio.sleep(0.1)
+    assert not engine.has_work
+
+
+async def test_arrivals_at_once_are_few_submissions(
+    courier: Courier, engine: ArithmeticEngine, ingress: Ingress, reports: list[Report]
+):
+    """64 requests that come one by one within a few steps reach the engine in a handful of batches."""
+    engine.step_s = 0.02
+
+    async def arrive(i: int) -> None:
+        await asyncio.sleep(i * 0.001)
+        await courier.submit(submission(f"r{i}", ingress.address, max_tokens=20))
+
+    await asyncio.gather(*(arrive(i) for i in range(64)))
+    batches = [size for report in reports for size in report.batches]
+    assert sum(batches) == 64
+    assert len(batches) <= 12
+
+
+async def test_an_idle_loop_is_heard(courier: Courier, reports: list[Report]):
+    await asyncio.sleep(0.4)
+    assert len(reports) >= 2
+    assert reports[-1].steps == 0
+    assert reports[-1].load.num_free_blocks == 9
+
+
+async def test_steps_are_counted(courier: Courier, reports: list[Report]):
+    await courier.submit(submission("probe", None, max_tokens=3))
+    assert reports[-1].steps == 3
+
+
+async def test_closing_ends_open_calls_with_the_loss(context: zmq.Context):
+    courier = Courier(LOCAL)
+    courier.start(lambda report: None)
+    call = asyncio.create_task(courier.submit(submission("r", None)))
+    await asyncio.sleep(0.01)
+    loss = Loss("rank 1 died", entered=True, replica="a")
+    await courier.close(loss)
+    assert await call == loss
+
+
+async def test_a_dead_ingress_never_stops_a_step(
+    courier: Courier, context: zmq.Context, ingress: Ingress, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("glm_cluster.deploy.core._QUEUED_MESSAGES", 3)
+    gone = Ingress(context)
+    gone.socket.close(linger=0)
+    lost = asyncio.create_task(courier.submit(submission("lost", gone.address, max_tokens=500)))
+    assert await courier.submit(submission("kept", ingress.address, max_tokens=300)) == Receipt(300, "length")
+    assert await lost == Receipt(500, "length")
+
+
+async def test_orders_with_a_foreign_seal_are_not_taken(
+    courier: Courier, context: zmq.Context, engine: ArithmeticEngine, reports: list[Report]
+):
+    """The replica binds and rank 0 connects, so a stranger can only pose as rank 0: its reports must not count."""
+    stranger = context.socket(zmq.PUSH)
+    stranger.connect(courier.reports_endpoint)
+    fake = Report(10**6, engine.load(), (), ())
+    stranger.send(Seal.new().close(fake.pack()))
+    await asyncio.sleep(0.2)
+    assert max(report.steps for report in reports) == 0

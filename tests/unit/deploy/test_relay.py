@@ -1,0 +1,297 @@
+"""The relay's promise: every stream is the undisturbed one, whatever happens to its replicas.
+
+The engine here is arithmetic: token p of a request is (sum of the prompt + 10 * p). So every expected id can be worked
+out by hand, and a re-entered request must go on with the same ones.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import replace
+
+import pytest
+import zmq
+import zmq.asyncio
+
+from glm_cluster.deploy import relay as relay_module
+from glm_cluster.deploy.channel import Loss, Receipt, Seal, Submission, Tokens
+from glm_cluster.deploy.inbox import Inbox
+from glm_cluster.deploy.relay import Relay
+from glm_cluster.errors import DeadlineExceeded, EngineUnavailable, InternalError, InvalidRequest
+from glm_cluster.metrics import NoMeters
+from glm_cluster.records import GenerationRequest, SamplingParams, TokenEvent
+
+REQUEST = GenerationRequest(request_id="client's", prompt=(1, 2), sampling=SamplingParams(max_tokens=6))
+UNDISTURBED = [3, 13, 23, 33, 43, 53]
+
+
+class Wire:
+    """What an engine would use to reach the inbox, and a log of what was submitted."""
+
+    def __init__(self) -> None:
+        self.submissions: list[Submission] = []
+        self.cancelled: list[int] = []
+        self._context = zmq.asyncio.Context()
+        self._sockets: dict[str, zmq.asyncio.Socket] = {}
+
+    async def send(self, to: Submission, events: list[TokenEvent], *, epoch: str = "e", seal: Seal | None = None):
+        address = to.reply_to
+        assert address is not None
+        if address.endpoint not in self._sockets:
+            self._sockets[address.endpoint] = socket = self._context.socket(zmq.PUSH)
+            socket.connect(address.endpoint)
+        message = (seal or Seal(address.key)).close(Tokens(epoch, tuple(events)).pack())
+        await self._sockets[address.endpoint].send(message)
+
+    async def run(self, submission: Submission, *, stop_at: int | None = None, epoch: str = "e") -> Receipt:
+        """Be the engine until `stop_at` tokens are out, or to the end."""
+        request = submission.request
+        last = request.sampling.max_tokens
+        for index in range(len(request.output), last if stop_at is None else stop_at):
+            await self.send(submission, [event(submission, index)], epoch=epoch)
+            await asyncio.sleep(0)
+        return Receipt(last, "length")
+
+    def close(self) -> None:
+        for socket in self._sockets.values():
+            socket.close(linger=0)
+        self._context.term()
+
+
+def event(to: Submission, index: int) -> TokenEvent:
+    request = to.request
+    finish = "length" if index == request.sampling.max_tokens - 1 else None
+    return TokenEvent(request.request_id, request.attempt, index, (sum(request.prompt) + 10 * index,), finish)
+
+
+Behaviour = Callable[[Wire, Submission], Awaitable[Receipt | Loss]]
+
+
+@pytest.fixture
+async def wire() -> AsyncIterator[Wire]:
+    wire = Wire()
+    yield wire
+    wire.close()
+
+
+@pytest.fixture
+async def inbox() -> AsyncIterator[Inbox]:
+    inbox = Inbox.open("127.0.0.1")
+    yield inbox
+    assert inbox.num_feeds == 0
+    await inbox.close()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_module, "_LATE_TOKENS_S", 0.1)
+    monkeypatch.setattr(relay_module, "_FIRST_PAUSE_S", 0.001)
+
+
+@pytest.fixture
+def make_relay(wire: Wire, inbox: Inbox) -> Callable[..., Relay]:
+    """A relay whose attempts behave one after the other as given, the last for all that follow."""
+
+    def make(*behaviours: Behaviour, max_migrations: int = 3, request_timeout_s: float = 10.0) -> Relay:
+        async def submit(submission: Submission) -> Receipt | Loss:
+            wire.submissions.append(submission)
+            try:
+                return await behaviours[min(len(wire.submissions), len(behaviours)) - 1](wire, submission)
+            except asyncio.CancelledError:
+                wire.cancelled.append(submission.request.attempt)
+                raise
+
+        return Relay(
+            submit, inbox, max_migrations=max_migrations, request_timeout_s=request_timeout_s, meters=NoMeters()
+        )
+
+    return make
+
+
+async def undisturbed(wire: Wire, submission: Submission) -> Receipt:
+    return await wire.run(submission)
+
+
+async def collect(relay: Relay, request: GenerationRequest = REQUEST) -> list[int]:
+    """The ids of a stream, having checked what every stream promises."""
+    ids = list(request.output)
+    finishes = []
+    async for got in relay.generate(request):
+        assert (got.request_id, got.attempt, got.start) == (request.request_id, request.attempt, len(ids))
+        ids += got.tokens
+        finishes.append(got.finish)
+    assert finishes[-1] == "length"
+    assert set(finishes[:-1]) <= {None}
+    return ids
+
+
+async def test_an_undisturbed_stream(make_relay, wire: Wire):
+    assert await collect(make_relay(undisturbed)) == UNDISTURBED
+    assert len(wire.submissions) == 1
+
+
+async def test_a_caller_may_bring_output_of_its_own(make_relay):
+    assert await collect(make_relay(undisturbed), replace(REQUEST, output=(3, 13), attempt=5)) == UNDISTURBED
+
+
+@pytest.mark.parametrize("cut", range(6))
+async def test_a_lost_replica_is_not_noticed(make_relay, wire: Wire, cut: int):
+    async def dies(wire: Wire, submission: Submission) -> Loss:
+        await wire.run(submission, stop_at=cut)
+        await asyncio.sleep(0.02)
+        return Loss("killed", entered=True, replica="a")
+
+    assert await collect(make_relay(dies, undisturbed)) == UNDISTURBED
+    second = wire.submissions[1]
+    assert list(second.request.output) == UNDISTURBED[:cut]
+    assert second.request.attempt == 1
+    assert second.avoid == ("a",)
+
+
+async def test_tokens_that_come_after_the_loss_are_dropped(make_relay):
+    """The old engine may live on (unavailable does not prove death): its late, and even wrong, tokens are nobody's."""
+
+    async def dies(wire: Wire, submission: Submission) -> Loss:
+        await wire.run(submission, stop_at=2)
+        await asyncio.sleep(0.02)
+        return Loss("connection lost", entered=True)
+
+    async def haunted(wire: Wire, submission: Submission) -> Receipt:
+        old = wire.submissions[0]
+        for index in range(2, 6):
+            await wire.send(old, [replace(event(old, index), tokens=(666,))])
+        return await wire.run(submission)
+
+    assert await collect(make_relay(dies, haunted)) == UNDISTURBED
+
+
+async def test_tokens_of_a_second_epoch_are_dropped(make_relay):
+    async def two_epochs(wire: Wire, submission: Submission) -> Receipt:
+        await wire.run(submission, stop_at=2, epoch="new")
+        await wire.send(submission, [replace(event(submission, 2), tokens=(666,))], epoch="old")
+        return await wire.run(replace(submission, request=replace(submission.request, output=(3, 13))), epoch="new")
+
+    assert await collect(make_relay(two_epochs)) == UNDISTURBED
+
+
+async def test_tokens_with_a_foreign_seal_are_dropped(make_relay):
+    async def intruded(wire: Wire, submission: Submission) -> Receipt:
+        await wire.send(submission, [replace(event(submission, 0), tokens=(666,))], seal=Seal.new())
+        return await wire.run(submission)
+
+    assert await collect(make_relay(intruded)) == UNDISTURBED
+
+
+async def test_repeated_tokens_are_taken_once(make_relay):
+    async def stutters(wire: Wire, submission: Submission) -> Receipt:
+        await wire.run(submission, stop_at=2)
+        return await wire.run(submission)
+
+    assert await collect(make_relay(stutters)) == UNDISTURBED
+
+
+async def test_a_gap_is_fetched_again(make_relay, wire: Wire):
+    async def skips(wire: Wire, submission: Submission) -> Receipt:
+        await wire.send(submission, [event(submission, 0)])
+        await wire.send(submission, [event(submission, 2)])
+        await asyncio.sleep(30)
+        raise AssertionError("the attempt is cancelled before")
+
+    assert await collect(make_relay(skips, undisturbed)) == UNDISTURBED
+    assert wire.cancelled == [0]
+
+
+async def test_missing_last_tokens_are_fetched_again(make_relay, wire: Wire):
+    async def swallows(wire: Wire, submission: Submission) -> Receipt:
+        await wire.run(submission, stop_at=4)
+        return Receipt(6, "length")
+
+    assert await collect(make_relay(swallows, undisturbed)) == UNDISTURBED
+    assert len(wire.submissions[1].request.output) == 4
+
+
+async def test_the_receipt_may_overtake_the_tokens(make_relay, wire: Wire):
+    async def overtaken(wire: Wire, submission: Submission) -> Receipt:
+        tasks.append(asyncio.create_task(late(wire, submission)))
+        return Receipt(6, "length")
+
+    async def late(wire: Wire, submission: Submission) -> None:
+        await asyncio.sleep(0.03)
+        await wire.run(submission)
+
+    tasks: list[asyncio.Task[None]] = []
+    assert await collect(make_relay(overtaken)) == UNDISTURBED
+    assert len(wire.submissions) == 1
+
+
+async def test_migrations_are_bounded(make_relay, wire: Wire):
+    async def dies(wire: Wire, submission: Submission) -> Loss:
+        return Loss("killed", entered=True)
+
+    with pytest.raises(EngineUnavailable, match="killed"):
+        await collect(make_relay(dies, max_migrations=2))
+    assert len(wire.submissions) == 3
+
+
+async def test_refusals_are_not_migrations(make_relay):
+    async def refuses(wire: Wire, submission: Submission) -> Loss:
+        return Loss("restarting", entered=False)
+
+    assert await collect(make_relay(*[refuses] * 6, undisturbed, max_migrations=0)) == UNDISTURBED
+
+
+async def test_the_deadline_holds_over_all_attempts(make_relay, wire: Wire):
+    async def refuses(wire: Wire, submission: Submission) -> Loss:
+        return Loss("restarting", entered=False)
+
+    with pytest.raises(DeadlineExceeded):
+        await collect(make_relay(refuses, request_timeout_s=0.2))
+    assert len(wire.submissions) > 1
+
+
+async def test_the_deadline_cancels_the_engine(make_relay, wire: Wire):
+    async def hangs(wire: Wire, submission: Submission) -> Receipt:
+        await asyncio.sleep(30)
+        raise AssertionError
+
+    with pytest.raises(DeadlineExceeded):
+        await collect(make_relay(hangs, request_timeout_s=0.05))
+    await asyncio.sleep(0)
+    assert wire.cancelled == [0]
+
+
+async def test_closing_a_stream_cancels_the_engine(make_relay, wire: Wire, inbox: Inbox):
+    async def endless(wire: Wire, submission: Submission) -> Receipt:
+        await wire.run(submission, stop_at=2)
+        await asyncio.sleep(30)
+        raise AssertionError
+
+    async with aclosing(make_relay(endless).generate(REQUEST)) as events:
+        assert [(await anext(events)).tokens, (await anext(events)).tokens] == [(3,), (13,)]
+    await asyncio.sleep(0)
+    assert wire.cancelled == [0]
+    assert inbox.num_feeds == 0
+
+
+async def test_an_error_of_ours_is_the_clients(make_relay):
+    async def invalid(wire: Wire, submission: Submission) -> Receipt:
+        raise InvalidRequest("the prompt does not fit", param="prompt")
+
+    with pytest.raises(InvalidRequest, match="does not fit"):
+        await collect(make_relay(invalid))
+
+
+async def test_a_foreign_error_ends_the_request_not_the_relay(make_relay):
+    async def broken(wire: Wire, submission: Submission) -> Receipt:
+        raise ZeroDivisionError("oops")
+
+    with pytest.raises(InternalError, match="oops"):
+        await collect(make_relay(broken))
+
+
+async def test_requests_with_the_same_name_do_not_meet(make_relay):
+    """A client may use an id twice; the engines never see it."""
+    relay = make_relay(undisturbed)
+    streams = [collect(relay, replace(REQUEST, prompt=(i,))) for i in range(20)]
+    for i, ids in enumerate(await asyncio.gather(*streams)):
+        assert ids == [i + 10 * p for p in range(6)]
