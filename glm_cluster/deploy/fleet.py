@@ -11,6 +11,7 @@ from glm_cluster.deploy.channel import Loss, Receipt, Submission
 from glm_cluster.errors import GlmError
 
 _PROBE_S = 10.0
+_SETTLE_S = 0.01
 
 
 class Fleet:
@@ -23,10 +24,14 @@ class Fleet:
     async def submit(self, submission: Submission) -> Receipt | Loss:
         """Run `submission` on some replica. Cancelling this cancels the call down to the engine."""
         response = self._generate.remote(submission)
+        # Ray forgets a cancellation that falls into the very tick in which the call was assigned to a replica, so
+        # the wait for the answer goes on by itself and the cancellation comes a little later.
+        call = asyncio.ensure_future(_answer(response))
         try:
-            outcome: Receipt | Loss = await response
+            outcome = await asyncio.shield(call)
         except asyncio.CancelledError:
-            response.cancel()
+            call.add_done_callback(_forget)
+            asyncio.get_running_loop().call_later(_SETTLE_S, response.cancel)
             raise
         except (ActorDiedError, ActorUnavailableError, RequestCancelledError) as error:
             # Unavailable does not prove death: the attempt's number is what fences its tokens off.
@@ -58,3 +63,14 @@ class Fleet:
             raise
         except (RayError, GlmError, DeploymentUnavailableError, RequestCancelledError):
             return False
+
+
+async def _answer(response: Any) -> Receipt | Loss:
+    outcome: Receipt | Loss = await response
+    return outcome
+
+
+def _forget(call: "asyncio.Future[Receipt | Loss]") -> None:
+    """Take the outcome of a cancelled call, so that asyncio does not report it as an error nobody looked at."""
+    if not call.cancelled():
+        call.exception()
