@@ -19,6 +19,7 @@ class Engine:
     def __init__(self, scheduler: Scheduler, executor: Executor) -> None:
         self._scheduler = scheduler
         self._executor = executor
+        self._num_steps = 0
 
     @classmethod
     def assemble(cls, config: EngineConfig, limits: KvLimits, executor: Executor) -> Self:
@@ -27,6 +28,7 @@ class Engine:
             BlockPool(limits.num_blocks),
             block_tokens=config.block_tokens,
             max_running=config.max_running,
+            max_waiting=config.max_waiting,
             step_tokens=config.step_tokens,
             max_model_len=limits.max_model_len,
         )
@@ -37,8 +39,13 @@ class Engine:
         """Whether `step` would do or say anything."""
         return self._scheduler.has_work
 
+    @property
+    def num_steps(self) -> int:
+        """Forward passes so far: every rank of the group took part in each."""
+        return self._num_steps
+
     def add(self, request: GenerationRequest) -> None:
-        """Queue a request; InvalidRequest if it could never run here."""
+        """Queue a request; InvalidRequest if it could never run here, Overloaded if too many wait."""
         self._scheduler.add(request)
 
     def cancel(self, request_id: str, attempt: int) -> None:
@@ -50,7 +57,9 @@ class Engine:
         plan = self._scheduler.plan()
         if plan is None:
             return self._scheduler.take_events()
-        return self._scheduler.commit(plan, self._executor.execute(plan))
+        output = self._executor.execute(plan)
+        self._num_steps += 1
+        return self._scheduler.commit(plan, output)
 
     def load(self) -> ReplicaLoad:
         """Queue lengths and free blocks."""

@@ -9,12 +9,12 @@ import torch
 
 from glm_cluster.config import EngineConfig
 from glm_cluster.errors import ConfigError
-from glm_cluster.model.attention import KvCache
+from glm_cluster.model.attention import GATHER_BYTES, SCORE_BYTES, KvCache
 from glm_cluster.model.config import GlmConfig
 from glm_cluster.model.sharding import Sharding
 
 CPU_SHARE = 0.25  # of available memory, for one group's ranks on this host
-CUDA_SHARE = 0.90  # of what the weights left; activations need the rest
+CUDA_SHARE = 0.95  # of what weights and activations leave; fragmentation needs the rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +38,14 @@ def plan_blocks(
     per_block = block_bytes(config, model, shard, dtype)
     max_len = config.max_model_len or model.max_position_embeddings
     useful = 2 * config.max_running * -(-max_len // config.block_tokens)
-    budget = config.kv_cache_bytes or int(free_bytes(device) * _share(device) / _sharers(device, host_ranks))
-    count = min(budget // per_block, useful)
-    if count < 1:
+    budget = config.kv_cache_bytes or _free_share(config, model, device, host_ranks)
+    if budget // per_block * config.block_tokens < max_len:
+        need = -(-max_len // config.block_tokens) * per_block
         raise ConfigError(
-            f"no room for a KV cache: {budget} bytes are free for it and one block of {config.block_tokens} tokens "
-            f"takes {per_block}; free memory, raise kv_cache_bytes, or use a larger tp"
+            f"the KV cache of one sequence of {max_len} tokens takes {need >> 20} MiB on each rank, and {budget >> 20} "
+            "MiB are there for it; lower max_model_len, raise kv_cache_bytes, free memory, or use a larger tp"
         )
-    return count + 1
+    return min(budget // per_block, useful) + 1
 
 
 def block_bytes(config: EngineConfig, model: GlmConfig, shard: Sharding, dtype: torch.dtype) -> int:
@@ -78,20 +78,32 @@ def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     return torch.frombuffer(pages, dtype=dtype).view(shape)
 
 
-def _share(device: torch.device) -> float:
-    return CUDA_SHARE if device.type == "cuda" else CPU_SHARE
+def _free_share(config: EngineConfig, model: GlmConfig, device: torch.device, host_ranks: int) -> int:
+    """This rank's part of what is free now. A card is the rank's own; a host is shared."""
+    if device.type == "cuda":
+        return max(0, int((free_bytes(device) - activation_bytes(config, model)) * CUDA_SHARE))
+    return int(free_bytes(device) * CPU_SHARE / host_ranks)
 
 
-def _sharers(device: torch.device, host_ranks: int) -> int:
-    return 1 if device.type == "cuda" else host_ranks
+def activation_bytes(config: EngineConfig, model: GlmConfig) -> int:
+    """A bound on what one step takes beside weights and cache: the widest tensors that live at the same time."""
+    widest = 4 * model.hidden_size + 3 * model.intermediate_size
+    sampling = config.max_running * model.vocab_size * 48  # logits, sorted copy, order, two fp64 sums, masks
+    return GATHER_BYTES + 3 * SCORE_BYTES + config.step_tokens * widest * 4 + sampling
 
 
 def _cgroup_room() -> list[int]:
-    """Bytes left under the container's memory limit, for cgroup v2 and v1; empty when there is no limit."""
+    """Bytes left under the container's memory limit, for cgroup v2 and v1; empty when there is no limit.
+
+    Clean page cache counts as free: reading a checkpoint fills it, and the kernel gives it back.
+    """
     for limit, usage in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
-        if Path(limit).is_file() and (text := Path(limit).read_text().strip()).isdigit():
-            return [max(0, int(text) - int(Path(usage).read_text()))]
+        path = Path("/sys/fs/cgroup") / limit
+        if path.is_file() and (text := path.read_text().strip()).isdigit():
+            stat = dict(line.split() for line in path.with_name("memory.stat").read_text().splitlines())
+            used = int((Path("/sys/fs/cgroup") / usage).read_text()) - int(stat["inactive_file"])
+            return [max(0, int(text) - used)]
     return []

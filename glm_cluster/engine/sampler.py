@@ -12,6 +12,7 @@ from torch import Tensor
 
 from glm_cluster.records import SamplingParams
 
+_LOWEST_TEMPERATURE = 1e-5
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -31,7 +32,8 @@ def sample(logits_RV: Tensor, params: Sequence[SamplingParams], positions: Seque
 
 def _draw(logits_RV: Tensor, params: Sequence[SamplingParams], positions: Sequence[int]) -> Tensor:
     device = logits_RV.device
-    temperature_R1 = torch.tensor([p.temperature for p in params], device=device).unsqueeze(1)
+    # Below this, division overflows fp32; the wire refuses such values, an engine must survive them.
+    temperature_R1 = torch.tensor([max(p.temperature, _LOWEST_TEMPERATURE) for p in params], device=device).unsqueeze(1)
     probs_RV, order_RV = (logits_RV.float() / temperature_R1).softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
     probs_RV = _filter(probs_RV, params)
     seeds = torch.tensor([p.seed for p in params], dtype=torch.int64, device=device)
@@ -39,7 +41,8 @@ def _draw(logits_RV: Tensor, params: Sequence[SamplingParams], positions: Sequen
     mass_RV = probs_RV.double().cumsum(dim=-1)
     target_R1 = (uniform_R * mass_RV[:, -1]).unsqueeze(1)
     rank_R1 = torch.searchsorted(mass_RV, target_R1, right=True).clamp_(max=mass_RV.shape[1] - 1)
-    last_R1 = (probs_RV > 0).sum(dim=-1, keepdim=True) - 1  # rounding may not carry a draw past the kept tokens
+    # Rounding may not carry a draw past the kept tokens; a row of NaN keeps none and gets its first.
+    last_R1 = ((probs_RV > 0).sum(dim=-1, keepdim=True) - 1).clamp_(min=0)
     return order_RV.gather(1, torch.minimum(rank_R1, last_R1)).squeeze(1)
 
 
@@ -50,7 +53,7 @@ def _filter(probs_RV: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     """
     device, width = probs_RV.device, probs_RV.shape[1]
     ranks_1V = torch.arange(width, device=device).unsqueeze(0)
-    keep_R1 = torch.tensor([p.top_k or width for p in params], device=device).unsqueeze(1)
+    keep_R1 = torch.tensor([min(p.top_k or width, width) for p in params], device=device).unsqueeze(1)
     probs_RV = probs_RV.masked_fill(ranks_1V >= keep_R1, 0)
     top_p_R1 = torch.tensor([p.top_p if p.top_p is not None else 1.0 for p in params], device=device).unsqueeze(1)
     mass_RV = probs_RV.double().cumsum(dim=-1)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from glm_cluster.engine.blocks import BlockPool, OutOfBlocks
 from glm_cluster.engine.plan import Slice, StepOutput, StepPlan
 from glm_cluster.engine.sequence import Sequence
-from glm_cluster.errors import InvalidRequest
+from glm_cluster.errors import InvalidRequest, Overloaded
 from glm_cluster.records import FinishReason, GenerationRequest, ReplicaLoad, TokenEvent
 
 
@@ -23,13 +23,22 @@ class Scheduler:
     """
 
     def __init__(
-        self, pool: BlockPool, *, block_tokens: int, max_running: int, step_tokens: int, max_model_len: int
+        self,
+        pool: BlockPool,
+        *,
+        block_tokens: int,
+        max_running: int,
+        max_waiting: int,
+        step_tokens: int,
+        max_model_len: int,
     ) -> None:
+        assert pool.num_blocks * block_tokens >= max_model_len, "one sequence alone must always fit"
         self._pool = pool
         self._block_tokens = block_tokens
         self._max_running = max_running
         self._step_tokens = step_tokens
-        self._max_len = min(max_model_len, pool.num_blocks * block_tokens)
+        self._max_waiting = max_waiting
+        self._max_len = max_model_len
         self._waiting: deque[Sequence] = deque()
         self._running: dict[str, Sequence] = {}
         self._events: list[TokenEvent] = []
@@ -40,7 +49,12 @@ class Scheduler:
         return bool(self._waiting or self._running or self._events)
 
     def add(self, request: GenerationRequest) -> None:
-        """Queue a request, or refuse one that could never run here."""
+        """Queue a request, or refuse one that could never run here or finds too many waiting before it.
+
+        A request that was running elsewhere when its engine was lost is never turned away.
+        """
+        if len(self._waiting) >= self._max_waiting and request.attempt == 0:
+            raise Overloaded(f"{len(self._waiting)} requests are waiting here, the most this engine queues; try later")
         if not request.prompt:
             raise InvalidRequest("the prompt is empty; send at least one token", param="prompt")
         room = self._max_len - len(request.prompt)

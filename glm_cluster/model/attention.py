@@ -18,7 +18,8 @@ from torch import Tensor
 
 TILE_SLOTS = 64
 ROW_MULTIPLE = 8  # fp32 GEMM rows are bit-equal whatever their number once it is a multiple of 8 (measured, MKL)
-MAX_ROWS = 1024  # query rows of one score matrix, to bound its memory
+GATHER_BYTES = 256 * 2**20  # of keys and values unpacked at once: bounds the sequences computed together
+SCORE_BYTES = 64 * 2**20  # of one score matrix: bounds the query rows computed together
 
 
 class Attend(Protocol):
@@ -104,18 +105,27 @@ class PagedAttention:
 
 
 def _attend_group(q_STND: Tensor, group: QueryGroup, keys: Tensor, values: Tensor) -> Tensor:
-    """Answer one group's queries [S, T, N, D] in fp32, in slices of at most MAX_ROWS query rows."""
-    num_sequences, num_tokens = group.positions.shape
+    """Answer one group's queries [S, T, N, D] in fp32, so many sequences at once as GATHER_BYTES allow."""
+    num_slots = group.blocks.shape[1] * keys.shape[2]
+    size = max(1, GATHER_BYTES // (2 * 4 * keys.shape[0] * num_slots * keys.shape[-1]))
+    parts = zip(*(torch.split(x, size) for x in (q_STND, group.positions, group.blocks)), strict=True)
+    return torch.cat([_attend_sequences(q, positions, blocks, keys, values) for q, positions, blocks in parts])
+
+
+def _attend_sequences(q_STND: Tensor, positions_ST: Tensor, blocks_SC: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    num_sequences, num_tokens = positions_ST.shape
     num_kv_heads, head_dim = keys.shape[0], keys.shape[-1]
     per_kv_head = q_STND.shape[2] // num_kv_heads
-    k_KSJWD, v_KSJWD = (_tiles(x, group.blocks) for x in (keys, values))
+    k_KSJWD, v_KSJWD = (_tiles(x, blocks_SC) for x in (keys, values))
     q_KSMD = torch.unflatten(q_STND.float(), 2, (num_kv_heads, per_kv_head)).permute(2, 0, 1, 3, 4).flatten(2, 3)
-    positions_SM = group.positions.repeat_interleave(per_kv_head, dim=1)
+    positions_SM = positions_ST.repeat_interleave(per_kv_head, dim=1)
     pad = -q_KSMD.shape[2] % ROW_MULTIPLE
     q_KSMD, positions_SM = F.pad(q_KSMD, (0, 0, 0, pad)), F.pad(positions_SM, (0, pad))
+    row_bytes = 4 * k_KSJWD.numel() // head_dim
+    rows = max(1, SCORE_BYTES // row_bytes // ROW_MULTIPLE) * ROW_MULTIPLE
     parts = [
         _attend_rows(q, positions, k_KSJWD, v_KSJWD, head_dim**-0.5)
-        for q, positions in zip(torch.split(q_KSMD, MAX_ROWS, 2), torch.split(positions_SM, MAX_ROWS, 1), strict=True)
+        for q, positions in zip(torch.split(q_KSMD, rows, 2), torch.split(positions_SM, rows, 1), strict=True)
     ]
     out_KSMD = torch.cat(parts, dim=2)[:, :, : num_tokens * per_kv_head]
     out = torch.unflatten(out_KSMD, 2, (num_tokens, per_kv_head)).permute(1, 2, 0, 3, 4)

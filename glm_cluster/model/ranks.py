@@ -64,7 +64,9 @@ class Ranks:
             return cls.single(device)
         chosen = backend or ("nccl" if device.startswith("cuda") else "gloo")
         group = _nccl(store, rank, size) if chosen == "nccl" else _gloo(store, rank, size, host)
-        return cls(rank, size, torch.device(device), group)
+        ranks = cls(rank, size, torch.device(device), group)
+        ranks.least(0)  # connect now: NCCL takes its buffers before free memory is measured, and nobody loads yet
+        return ranks
 
     def sum(self, x: Tensor) -> Tensor:
         """Add up the ranks' partial results: the all-reduce of the forward pass, any shape, same on every rank.

@@ -1,6 +1,8 @@
 """How torch's CPU threads behave. Imports no torch, because one of the settings must come before it."""
 
+import math
 import os
+from pathlib import Path
 
 
 def prepare_threads() -> None:
@@ -16,4 +18,21 @@ def share_cores(num_sharers: int) -> None:
     """Give this process its share of the host's cores when `num_sharers` ranks run on it."""
     import torch
 
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_sharers))
+    torch.set_num_threads(max(1, usable_cores() // num_sharers))
+
+
+def usable_cores() -> int:
+    """Cores this process may use: its affinity, within its container's CPU quota."""
+    return min(len(os.sched_getaffinity(0)), *_quotas(Path("/sys/fs/cgroup")), os.cpu_count() or 1)
+
+
+def _quotas(cgroup: Path) -> list[int]:
+    """The container's quota in whole cores, from cgroup v2 or v1; empty without one."""
+    v2, v1 = cgroup / "cpu.max", cgroup / "cpu" / "cpu.cfs_quota_us"
+    if v2.is_file():
+        quota, period = v2.read_text().split()
+    elif v1.is_file():
+        quota, period = v1.read_text().strip(), v1.with_name("cpu.cfs_period_us").read_text().strip()
+    else:
+        return []
+    return [max(1, math.ceil(int(quota) / int(period)))] if quota.isdigit() else []

@@ -19,7 +19,11 @@ TIGHT_BLOCKS = 14
 
 def _tight(dtype: str) -> dict[str, int]:
     """A pool of 14 blocks of 16 tokens, 3 layers, 2 KV heads of 32."""
-    return {"step_tokens": 32, "kv_cache_bytes": TIGHT_BLOCKS * 2 * 3 * 2 * 32 * 16 * (4 if dtype == "float32" else 2)}
+    return {
+        "step_tokens": 32,
+        "max_model_len": 16 * TIGHT_BLOCKS,
+        "kv_cache_bytes": TIGHT_BLOCKS * 2 * 3 * 2 * 32 * 16 * (4 if dtype == "float32" else 2),
+    }
 
 
 @pytest.fixture(scope="module")

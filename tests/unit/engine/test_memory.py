@@ -16,7 +16,7 @@ MODEL = GlmConfig()
 
 
 def _plan(**changes: object) -> int:
-    config = EngineConfig(model="m", **changes)
+    config = EngineConfig(model="m", **{"max_model_len": 1000, **changes})
     shard = Sharding(MODEL, 0, 2)
     return memory.plan_blocks(config, model=MODEL, shard=shard, dtype=torch.bfloat16, device=CPU, host_ranks=2)
 
@@ -37,9 +37,15 @@ def test_what_is_useful_bounds_the_pool(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_given_size_is_taken_and_too_small_a_one_refused() -> None:
-    assert _plan(kv_cache_bytes=10 * 16 * 20 * 1024) == 11
-    with pytest.raises(ConfigError, match="no room for a KV cache"):
-        _plan(kv_cache_bytes=1000)
+    block = 16 * 20 * 1024
+    assert _plan(kv_cache_bytes=70 * block) == 71
+    with pytest.raises(ConfigError, match=r"one sequence of 1000 tokens takes 19 MiB on each rank, and 18 MiB"):
+        _plan(kv_cache_bytes=60 * block)
+
+
+def test_a_step_of_glm_4_9b_fits_beside_the_cache() -> None:
+    """The reserve on a card: about 1 GiB, most of it for sampling 64 rows of 151,552."""
+    assert 2**29 < memory.activation_bytes(EngineConfig(model="m"), MODEL) < 2**31
 
 
 def test_host_pages_are_mapped_lazily() -> None:

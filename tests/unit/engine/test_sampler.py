@@ -83,3 +83,21 @@ def test_seed_and_position_both_count() -> None:
         for position in (0, 1, 2**35)
     }
     assert len(set(draws.values())) == len(draws)
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-38, 5e-324])
+def test_a_vanishing_temperature_is_greedy_not_fatal(temperature: float) -> None:
+    """Division by it overflowed fp32: softmax gave NaN, the draw indexed -1, and the engine died with its group."""
+    assert sample(LOGITS.unsqueeze(0), [_params(temperature=temperature)], [0]) == [0]
+
+
+def test_nan_logits_harm_only_their_row() -> None:
+    rows = torch.stack([torch.full((6,), float("nan")), LOGITS])
+    params = [_params(seed=1), _params(seed=1)]
+    tokens = sample(rows, params, [0, 7])
+    assert 0 <= tokens[0] < 6
+    assert tokens[1] == sample(LOGITS.unsqueeze(0), [params[1]], [7])[0]
+
+
+def test_top_k_may_exceed_the_vocabulary() -> None:
+    assert _frequencies(_params(seed=3, top_k=2**31 - 1)) == _frequencies(_params(seed=3))

@@ -7,15 +7,17 @@ import pytest
 from glm_cluster.engine.blocks import BlockPool
 from glm_cluster.engine.plan import StepOutput, StepPlan
 from glm_cluster.engine.scheduler import Scheduler
-from glm_cluster.errors import InvalidRequest
+from glm_cluster.errors import InvalidRequest, Overloaded
 from glm_cluster.records import GenerationRequest, SamplingParams, TokenEvent
 
 
-def _scheduler(num_blocks: int = 64, step_tokens: int = 32, max_running: int = 8, max_len: int = 1000) -> Scheduler:
+def _scheduler(num_blocks: int = 64, step_tokens: int = 32, max_running: int = 8, max_waiting: int = 100) -> Scheduler:
+    max_len = num_blocks * 4
     return Scheduler(
         BlockPool(num_blocks + 1),
         block_tokens=4,
         max_running=max_running,
+        max_waiting=max_waiting,
         step_tokens=step_tokens,
         max_model_len=max_len,
     )
@@ -133,18 +135,28 @@ def test_cancel_of_a_waiting_request_and_of_one_attempt_only() -> None:
 
 
 def test_requests_that_never_fit_are_refused() -> None:
-    scheduler = _scheduler(num_blocks=4, max_len=1000)
+    scheduler = _scheduler(num_blocks=4)
     with pytest.raises(InvalidRequest, match="16 tokens; prompt and output together may have 16"):
         scheduler.add(_request("a", 16))
     with pytest.raises(InvalidRequest, match="empty"):
         scheduler.add(_request("b", 0))
 
 
-def test_output_is_cut_at_the_pool() -> None:
-    scheduler = _scheduler(num_blocks=2, max_len=1000)
+def test_output_is_cut_at_the_models_length() -> None:
+    scheduler = _scheduler(num_blocks=2)
     scheduler.add(_request("a", 6, max_tokens=500))
     _step(scheduler)
     assert _step(scheduler)[1][0].finish == "length"
+
+
+def test_too_many_waiting_are_turned_away_but_never_a_lost_one() -> None:
+    scheduler = _scheduler(max_waiting=2)
+    scheduler.add(_request("a", 3))
+    scheduler.add(_request("b", 3))
+    with pytest.raises(Overloaded, match="2 requests are waiting"):
+        scheduler.add(_request("c", 3))
+    scheduler.add(_request("lost", 3, output=(5,), attempt=1))
+    assert scheduler.load().num_waiting == 3
 
 
 @pytest.mark.parametrize(("output", "finish"), [((5, 1), "stop"), ((5, 5, 5, 5), "length")])

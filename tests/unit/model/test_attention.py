@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from glm_cluster.model import attention
 from glm_cluster.model.attention import KvCache, PagedAttention, QueryGroup, sum_tiles
 
 HEADS, KV_HEADS, WIDTH, BLOCK = 6, 2, 32, 16
@@ -58,3 +59,16 @@ def test_trailing_zero_tiles_do_not_change_a_sum() -> None:
     padded = torch.cat([x, torch.zeros(2, 3, 12, 8)], dim=2)
     assert torch.equal(sum_tiles(x), sum_tiles(padded))
     torch.testing.assert_close(sum_tiles(x), x.sum(2))
+
+
+def test_bits_do_not_depend_on_the_memory_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five sequences at once, then one by one and eight query rows at a time."""
+    q, k, v = _qkv(5 * 20)
+    positions = torch.arange(20).expand(5, 20)
+    tables = torch.tensor([[2 * i + 1, 2 * i + 2, 0, 0] for i in range(5)])
+    slots = torch.cat([t.repeat_interleave(BLOCK)[:20] * BLOCK + positions[0] % BLOCK for t in tables])
+    group = QueryGroup(torch.arange(100), positions, tables)
+    whole = PagedAttention(_cache(16), slots, [group])(0, q, k, v)
+    monkeypatch.setattr(attention, "GATHER_BYTES", 1)
+    monkeypatch.setattr(attention, "SCORE_BYTES", 1)
+    assert torch.equal(PagedAttention(_cache(16), slots, [group])(0, q, k, v), whole)
