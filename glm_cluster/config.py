@@ -19,6 +19,7 @@ class EngineConfig:
     dtype: DtypeName = "auto"  # auto: what config.json says
     device: DeviceName = "auto"  # auto: cuda when there is one
     max_running: int = 64  # sequences in one step
+    max_waiting: int = 1024  # requests queued before an engine answers 429
     step_tokens: int = 512  # token budget of one step
     block_tokens: int = 16  # slots in a KV block
     kv_cache_bytes: int | None = None  # a rank's share; None: from free memory
