@@ -1,0 +1,46 @@
+"""A plan laid out as tensors: padded to whole rows of eight, slots and tables by block."""
+
+import torch
+
+from glm_cluster.engine.batch import Batch
+from glm_cluster.engine.plan import Slice, StepPlan
+from glm_cluster.records import SamplingParams
+
+GREEDY = SamplingParams(max_tokens=1, temperature=0)
+PLAN = StepPlan(
+    (
+        Slice("prompt", (11, 12, 13), 16, (5, 6), None),
+        Slice("decode", (21,), 63, (1, 2, 3, 4), GREEDY),
+        Slice("next tile", (31,), 64, (7, 8, 9, 10, 3), GREEDY),
+        Slice("also decode", (41,), 2, (12,), GREEDY),
+    )
+)
+
+
+def _batch() -> Batch:
+    return Batch.build(PLAN, block_tokens=16, device=torch.device("cpu"))
+
+
+def test_rows_are_padded_to_eights() -> None:
+    batch = _batch()
+    assert batch.ids_T.tolist() == [11, 12, 13, 21, 31, 41, 0, 0]
+    assert batch.positions_T.tolist() == [16, 17, 18, 63, 64, 2, 0, 0]
+    assert batch.rows_R.tolist() == [3, 4, 5, 0, 0, 0, 0, 0]
+
+
+def test_slots_follow_the_blocks_and_padding_goes_to_scratch() -> None:
+    assert _batch().slots_T.tolist() == [96, 97, 98, 79, 48, 194, 0, 0]
+
+
+def test_groups_hold_equal_lengths_and_whole_tiles() -> None:
+    groups = {tuple(g.rows.tolist()): g for g in _batch().groups}
+    assert set(groups) == {(0, 1, 2), (3, 5), (4,)}
+    assert groups[3, 5].blocks.tolist() == [[1, 2, 3, 4], [12, 0, 0, 0]]
+    assert groups[3, 5].positions.tolist() == [[63], [2]]
+    assert groups[4,].blocks.tolist() == [[7, 8, 9, 10, 3, 0, 0, 0]]
+
+
+def test_what_is_sampled_and_where() -> None:
+    batch = _batch()
+    assert batch.keys == ("decode", "next tile", "also decode")
+    assert batch.sample_positions == (64, 65, 3)
