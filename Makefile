@@ -45,9 +45,9 @@ smoke: $(VENV)/.installed-test
 test-gpu: $(VENV)/.installed-test
 	$(PYTEST) tests/gpu -n 0
 
-# `pip install .` into an empty environment: minutes, so apart from `make test`.
+# `pip install .` into an empty environment: minutes, or many where torch is the CUDA build, so apart from `make test`.
 test-install: $(VENV)/.installed-test
-	$(PYTEST) tests/install -n 0
+	$(PYTEST) tests/install -n 0 --timeout=3000
 
 fmt: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .

@@ -3,6 +3,7 @@
 Knows the wire and the keyboard. Knows nothing of engines, Ray or checkpoints.
 """
 
+import ipaddress
 import json
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -47,7 +48,7 @@ def chat(url: str) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
-    with httpx.Client(base_url=url.rstrip("/").removesuffix("/v1"), timeout=_TIMEOUT) as http:
+    with open_client(url) as http:
         client = ChatClient(http)
         model = client.model()
         prompt = ""
@@ -56,6 +57,23 @@ def chat(url: str) -> None:
             console.print(f"[dim]{model} at {url}. Ctrl-C stops an answer, Ctrl-D quits.[/]")
         write = lambda text: console.print(text, end="", markup=False)  # noqa: E731
         converse(lambda messages: client.stream(model, messages), lambda: console.input(prompt), write)
+
+
+def open_client(url: str) -> httpx.Client:
+    """A client of the cluster at `url`. No proxy stands between this machine and itself."""
+    try:
+        remote = not _is_loopback(httpx.URL(url).host)
+    except httpx.InvalidURL as error:
+        raise ConfigError(f"{url} is not an http:// or https:// address; give one with --url") from error
+    base_url = url.rstrip("/").removesuffix("/v1")
+    return httpx.Client(base_url=base_url, timeout=_TIMEOUT, trust_env=remote)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def converse(

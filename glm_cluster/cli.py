@@ -9,6 +9,7 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -16,15 +17,19 @@ from glm_cluster import __version__
 from glm_cluster.errors import ConfigError, GlmError
 
 if TYPE_CHECKING:
+    from glm_cluster.config import EngineConfig
     from glm_cluster.deploy.files import ServeFile
     from glm_cluster.deploy.local import Endpoints
+    from glm_cluster.model.config import GlmConfig
 
     Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
 
 T = TypeVar("T")
 
 DEMO = "demo"
+DEVICES = ("auto", "cpu", "cuda")
 HOST, PORT, GRPC_PORT = "127.0.0.1", 8000, 9000
+LOWEST_TEMPERATURE = 1e-5  # the wire's
 QUESTION = "What is the capital of France?"
 
 
@@ -70,6 +75,7 @@ def _add_serve(commands: "Commands") -> None:
     parser.add_argument("--port", type=_port, metavar="P", help=f"HTTP port (default {PORT})")
     parser.add_argument("--grpc-port", type=_port, metavar="P", help=f"gRPC port (default {GRPC_PORT})")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="default auto: what config.json says")
+    parser.add_argument("--device", choices=DEVICES, help="default auto: cuda if every rank gets a GPU, else cpu")
     parser.add_argument("--config", type=Path, metavar="FILE", help="Serve config file, such as deploy/serve/demo.yaml")
     parser.set_defaults(run=_serve)
 
@@ -86,6 +92,7 @@ def _add_generate(commands: "Commands") -> None:
     parser.add_argument("--temperature", type=_temperature, metavar="T", default=0.0, help="0 is greedy (default)")
     parser.add_argument("--seed", type=_seed, metavar="N", default=0, help="of the sampling (default 0)")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="default auto")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="default auto: cuda if there is one")
     parser.set_defaults(run=_generate)
 
 
@@ -108,7 +115,7 @@ def _add_demo_model(commands: "Commands") -> None:
 def _serve(options: argparse.Namespace) -> None:
     from glm_cluster.config import ClusterConfig
     from glm_cluster.deploy.local import serve
-    from glm_cluster.preflight import check_checkpoint, check_gpus, check_ports
+    from glm_cluster.preflight import check_ports
     from glm_cluster.terminal import Stages
 
     file = _read_config(options.config)
@@ -118,15 +125,29 @@ def _serve(options: argparse.Namespace) -> None:
     check_ports(host, port, grpc_port)
     args = serve_args(options, file)
     config = ClusterConfig.from_mapping(args)
-    check_gpus(config.engine, check_checkpoint(config.engine), num_replicas=config.min_replicas)
+    engine, _ = _with_room(config.engine, num_replicas=config.min_replicas)
+    args["device"] = engine.device
     stages = Stages()
 
     def on_ready(endpoints: "Endpoints") -> None:
         stages.close()
-        print("\n".join(greeting(endpoints, demo=config.model_name == DEMO)), flush=True)
+        print("\n".join(greeting(endpoints, demo=_is_demo(engine.model))), flush=True)
 
     with stages:
         serve(args=args, host=host, port=port, grpc_port=grpc_port, on_stage=stages.show, on_ready=on_ready)
+
+
+def _with_room(engine: "EngineConfig", *, num_replicas: int = 1) -> "tuple[EngineConfig, GlmConfig]":
+    """The settings with `auto` replaced by a device, and the checkpoint's; refused where either does not fit."""
+    from glm_cluster.preflight import check_checkpoint, check_gpus, choose_device
+
+    stored = check_checkpoint(engine)
+    chosen = choose_device(engine.device, num_gpus=engine.tp * num_replicas)
+    if chosen.why:
+        print(chosen.why, file=sys.stderr)
+    engine = replace(engine, device=chosen.device)
+    check_gpus(engine, stored, num_replicas=num_replicas)
+    return engine, stored
 
 
 def _read_config(path: Path | None) -> "ServeFile":
@@ -140,6 +161,7 @@ def serve_args(options: argparse.Namespace, file: "ServeFile") -> dict[str, obje
     args = dict(file.args)
     if options.model is not None or "model" not in args:
         name = options.model or DEMO
+        args.pop("model_name", None)  # the name of the file's model
         args["model"] = str(_model_directory(name))
         if name == DEMO:
             args["model_name"] = DEMO
@@ -147,6 +169,8 @@ def serve_args(options: argparse.Namespace, file: "ServeFile") -> dict[str, obje
         args["tp"] = options.tp
     if options.dtype is not None:
         args["dtype"] = options.dtype
+    if options.device is not None:
+        args["device"] = options.device
     if options.replicas is not None:
         args["min_replicas"], args["max_replicas"] = _replicas(options.replicas)
     return args
@@ -173,6 +197,15 @@ def _model_directory(name: str) -> Path:
         title = load_recipe(name).title
         raise ConfigError(f"{title} is not fetched for you: download it and give its directory, --model PATH/{name}")
     return Path(name).resolve()
+
+
+def _is_demo(directory: str) -> bool:
+    """Whether this is the demo model in the user's cache, whatever it is served as."""
+    from glm_cluster.model.demo import default_directory
+    from glm_cluster.model.recipes import load_recipe
+
+    source = load_recipe(DEMO).source
+    return source is not None and Path(directory).resolve() == default_directory(source.version).resolve()
 
 
 def greeting(endpoints: "Endpoints", *, demo: bool) -> Iterator[str]:
@@ -208,13 +241,11 @@ def _generate(options: argparse.Namespace) -> None:
     prepare_threads()
     from glm_cluster.config import EngineConfig
     from glm_cluster.offline import Offline
-    from glm_cluster.preflight import check_checkpoint, check_gpus
     from glm_cluster.records import SamplingParams
     from glm_cluster.terminal import progress_bars
 
-    config = EngineConfig.from_mapping({"model": str(_model_directory(options.model)), "dtype": options.dtype})
-    checkpoint = check_checkpoint(config)
-    check_gpus(config, checkpoint)
+    settings = {"model": str(_model_directory(options.model)), "dtype": options.dtype, "device": options.device}
+    config, checkpoint = _with_room(EngineConfig.from_mapping(settings))
     with progress_bars() as on_progress:
         offline = Offline.load(config, on_progress=on_progress)
     sampling = SamplingParams(
@@ -271,8 +302,9 @@ def _temperature(text: str) -> float:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not 0 <= value <= 2:
-        raise argparse.ArgumentTypeError(f"must be a number from 0 to 2, not {text!r}")
+    if not (value == 0 or LOWEST_TEMPERATURE <= value <= 2):
+        allowed = f"0, which is greedy, or a number from {LOWEST_TEMPERATURE:g} to 2"
+        raise argparse.ArgumentTypeError(f"must be {allowed}, not {text!r}")
     return value
 
 

@@ -1,6 +1,7 @@
 """Settings: frozen, keyword-only, strict, resolved once. Values found at start-up are results, never written back."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self, TypeAlias
 
@@ -29,20 +30,21 @@ class EngineConfig:
     @classmethod
     def from_mapping(cls, raw: Mapping[str, Any]) -> Self:
         """Build from parsed YAML or JSON, naming any key or value that cannot be right."""
-        _refuse_unknown(cls, raw)
+        _refuse_unknown(raw, _keys(cls))
+        if "model" not in raw:
+            raise ConfigError("the setting `model` (a checkpoint directory) is missing")
         config = cls(**raw)
         _check_type("model", config.model, str)
-        for name in ("tp", "max_running", "step_tokens", "block_tokens"):
-            _check_positive_int(name, getattr(config, name))
+        for name in ("tp", "max_running", "max_waiting", "step_tokens", "block_tokens"):
+            _check_whole(name, getattr(config, name), low=1)
         for name in ("kv_cache_bytes", "max_model_len"):
             if (value := getattr(config, name)) is not None:
-                _check_positive_int(name, value)
+                _check_whole(name, value, low=1)
+        _check_number("step_deadline_s", config.step_deadline_s, above=0)
         _check_choice("dtype", config.dtype, ("auto", "float32", "bfloat16"))
         _check_choice("device", config.device, ("auto", "cpu", "cuda"))
         if 64 % config.block_tokens:
             raise ConfigError(f"block_tokens must divide 64, the attention tile, not {config.block_tokens}")
-        if not config.step_deadline_s > 0:
-            raise ConfigError(f"step_deadline_s must be above 0, not {config.step_deadline_s}")
         return config
 
 
@@ -66,32 +68,34 @@ class ClusterConfig:
     @classmethod
     def from_mapping(cls, raw: Mapping[str, Any]) -> Self:
         """Build from a flat mapping: the keys of EngineConfig and of this class side by side."""
-        engine_keys = {f.name for f in fields(EngineConfig)}
+        engine_keys = _keys(EngineConfig)
+        _refuse_unknown(raw, engine_keys | _keys(cls) - {"engine"})
         engine = EngineConfig.from_mapping({k: v for k, v in raw.items() if k in engine_keys})
         own = {k: v for k, v in raw.items() if k not in engine_keys}
-        _refuse_unknown(cls, own, hidden=("engine",))
         own.setdefault("model_name", engine.model.rstrip("/").rsplit("/", 1)[-1])
         config = cls(engine=engine, **own)
         _check_type("model_name", config.model_name, str)
         for name in ("min_replicas", "max_replicas", "target_ongoing_requests", "num_ingresses"):
-            _check_positive_int(name, getattr(config, name))
+            _check_whole(name, getattr(config, name), low=1)
+        _check_whole("max_migrations", config.max_migrations, low=0)
         if config.max_replicas < config.min_replicas:
             raise ConfigError(
                 f"max_replicas ({config.max_replicas}) must be at least min_replicas ({config.min_replicas})"
             )
         _check_choice("placement", config.placement, ("STRICT_PACK", "PACK", "SPREAD", "STRICT_SPREAD"))
-        for name in ("upscale_delay_s", "downscale_delay_s", "cpus_per_rank", "request_timeout_s", "max_migrations"):
-            if not isinstance(value := getattr(config, name), int | float) or isinstance(value, bool) or value < 0:
-                raise ConfigError(f"{name} must be a number of 0 or more, not {value!r}")
+        for name in ("upscale_delay_s", "downscale_delay_s", "cpus_per_rank"):
+            _check_number(name, getattr(config, name), low=0)
+        _check_number("request_timeout_s", config.request_timeout_s, above=0)
         return config
 
 
-def _refuse_unknown(cls: type[Any], raw: Mapping[str, Any], hidden: tuple[str, ...] = ()) -> None:
-    known = {f.name for f in fields(cls)} - set(hidden)
-    if unknown := sorted(raw.keys() - known):
+def _keys(cls: type[Any]) -> set[str]:
+    return {f.name for f in fields(cls)}
+
+
+def _refuse_unknown(raw: Mapping[str, Any], known: Collection[str]) -> None:
+    if unknown := sorted(str(key) for key in raw if key not in known):
         raise ConfigError(f"unknown settings {unknown}; known are {sorted(known)}")
-    if cls is EngineConfig and "model" not in raw:
-        raise ConfigError("the setting `model` (a checkpoint directory) is missing")
 
 
 def _check_type(name: str, value: object, kind: type) -> None:
@@ -99,9 +103,19 @@ def _check_type(name: str, value: object, kind: type) -> None:
         raise ConfigError(f"{name} must be a {kind.__name__}, not {value!r}")
 
 
-def _check_positive_int(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"{name} must be a whole number of 1 or more, not {value!r}")
+def _check_whole(name: str, value: object, *, low: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ConfigError(f"{name} must be a whole number of {low} or more, not {value!r}")
+
+
+def _check_number(name: str, value: object, *, low: float | None = None, above: float | None = None) -> None:
+    """Refuse what is no finite number of `low` or more, or `above` that bound. A whole number is one too."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= sys.float_info.max:
+        raise ConfigError(f"{name} must be a finite number, not {value!r}")
+    if low is not None and value < low:
+        raise ConfigError(f"{name} must be {low:g} or more, not {value!r}")
+    if above is not None and value <= above:
+        raise ConfigError(f"{name} must be above {above:g}, not {value!r}")
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

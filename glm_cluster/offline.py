@@ -12,9 +12,9 @@ from typing import Self
 from glm_cluster.config import EngineConfig
 from glm_cluster.engine.engine import Engine, open_engine
 from glm_cluster.records import GenerationRequest, SamplingParams
-from glm_cluster.text.chat import ChatTemplate
+from glm_cluster.text.chat import ChatTemplate, model_opens_line
 from glm_cluster.text.stream import Detokenizer
-from glm_cluster.text.tokenizer import Tokenizer
+from glm_cluster.text.tokenizer import Plain, Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,10 +35,11 @@ class Offline:
 
     def answer(self, prompt: str, sampling: SamplingParams) -> Iterator[str]:
         """Yield the answer as it is generated, never half a character."""
-        text = self.template.render([{"role": "user", "content": prompt}]) if self.template else prompt
+        message = {"role": "user", "content": prompt}
+        text = self.template.render([message]) if self.template else (Plain(prompt),)
         (ids,) = self.tokenizer.encode_batch([text])
         self.engine.add(GenerationRequest(request_id="offline", prompt=ids, sampling=sampling))
-        characters = Detokenizer(self.tokenizer)
+        characters = Detokenizer(self.tokenizer, skip_newline=model_opens_line(text))
         while self.engine.has_work:
             for event in self.engine.step():
                 shown = event.tokens[:-1] if event.finish == "stop" else event.tokens

@@ -8,9 +8,10 @@ import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
-from glm_cluster.config import EngineConfig
+from glm_cluster.config import DeviceName, EngineConfig
 from glm_cluster.errors import CheckpointError, ConfigError
 from glm_cluster.model.config import GlmConfig
 
@@ -22,8 +23,9 @@ _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU this process may use."""
+    """One GPU this process may use. `id` is what CUDA_VISIBLE_DEVICES calls it."""
 
+    id: str
     name: str
     free_bytes: int
     total_bytes: int
@@ -49,30 +51,62 @@ def check_checkpoint(engine: EngineConfig) -> GlmConfig:
     return config
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The device that `auto` stands for here; `why` where a person might have expected the other."""
+
+    device: DeviceName
+    why: str | None = None
+
+
+def choose_device(asked: DeviceName, *, num_gpus: int) -> Choice:
+    """What was asked for; for `auto`, CUDA if there is one visible GPU for each of `num_gpus` ranks, else the CPU."""
+    if asked != "auto":
+        return Choice(asked)
+    num_visible = len(visible_gpus())
+    if num_visible == 0:
+        return Choice("cpu")
+    if torch_is_cpu_build():
+        return Choice("cpu", "Running on the CPU: the installed torch is a CPU build, which sees no GPU")
+    if num_visible < num_gpus:
+        needed = f"{num_gpus} GPUs would be needed (tp x replicas) and {num_visible} visible"
+        return Choice("cpu", f"Running on the CPU: {needed}; lower --tp or --replicas to use them")
+    return Choice("cuda")
+
+
 def check_gpus(engine: EngineConfig, stored: GlmConfig, *, num_replicas: int = 1) -> None:
-    """Refuse a group that the GPUs have no room for. A machine without GPUs runs on CPU unless told otherwise."""
+    """Refuse a group that the GPUs have no room for. The device has been chosen by now: `auto` is none."""
+    assert engine.device != "auto"
     if engine.device == "cpu":
         return
     gpus = visible_gpus()
-    if gpus:
-        check_room(gpus, num_gpus=engine.tp * num_replicas, rank_bytes=rank_bytes(engine, stored))
-    elif engine.device == "cuda":
-        raise ConfigError("device cuda was asked for and no NVIDIA GPU is visible; check nvidia-smi, or use device cpu")
+    if not gpus:
+        raise ConfigError("device cuda was asked for and no NVIDIA GPU is visible; check nvidia-smi, or --device cpu")
+    if torch_is_cpu_build():
+        raise ConfigError("device cuda was asked for and the installed torch is a CPU build; install PyPI's own build")
+    check_room(gpus, num_gpus=engine.tp * num_replicas, rank_bytes=rank_bytes(engine, stored))
 
 
 def check_room(gpus: Sequence[Gpu], *, num_gpus: int, rank_bytes: int) -> None:
-    """Refuse unless `num_gpus` GPUs each have `rank_bytes` free; the sentence says what there is."""
+    """Refuse unless the first `num_gpus` GPUs, those Ray hands out, have `rank_bytes` free. Says what there is."""
     if len(gpus) < num_gpus:
         raise ConfigError(
             f"{num_gpus} GPUs are needed (tp x replicas) and {len(gpus)} visible; lower --tp or --replicas"
         )
-    roomy = [gpu for gpu in gpus if gpu.free_bytes >= rank_bytes]
-    if len(roomy) < num_gpus:
-        free = ", ".join(f"{gpu.name}: {gpu.free_bytes / GIB:.1f} of {gpu.total_bytes / GIB:.1f} GiB" for gpu in gpus)
-        raise ConfigError(
-            f"each of {num_gpus} GPUs needs {rank_bytes / GIB:.1f} GiB free and {len(roomy)} of {len(gpus)} have it "
-            f"({free}); stop what uses them or raise --tp"
-        )
+    if all(gpu.free_bytes >= rank_bytes for gpu in gpus[:num_gpus]):
+        return
+    roomy = [gpu.id for gpu in gpus if gpu.free_bytes >= rank_bytes]
+    if len(roomy) >= num_gpus:
+        advice = f"set CUDA_VISIBLE_DEVICES={','.join(roomy[:num_gpus])} to take those with room"
+    else:
+        advice = "stop what uses them or raise --tp"
+    free = ", ".join(
+        f"{gpu.id} ({gpu.name}): {gpu.free_bytes / GIB:.1f} of {gpu.total_bytes / GIB:.1f} GiB" for gpu in gpus
+    )
+    raise ConfigError(
+        f"each of the first {num_gpus} GPUs needs {rank_bytes / GIB:.1f} GiB free and {len(roomy)} of {len(gpus)} have "
+        f"it; free on GPU {free}; {advice}"
+    )
 
 
 def rank_bytes(engine: EngineConfig, stored: GlmConfig) -> int:
@@ -81,6 +115,11 @@ def rank_bytes(engine: EngineConfig, stored: GlmConfig) -> int:
     run_as = stored.dtype if engine.dtype == "auto" else engine.dtype
     scale = _DTYPE_BYTES.get(run_as, 4) / _DTYPE_BYTES.get(stored.dtype, 4)
     return int(on_disk * scale / engine.tp) + _OVERHEAD_BYTES
+
+
+def torch_is_cpu_build() -> bool:
+    """Known from the version's suffix, without importing it."""
+    return version("torch").endswith("+cpu")
 
 
 def visible_gpus() -> tuple[Gpu, ...]:
@@ -92,33 +131,32 @@ def visible_gpus() -> tuple[Gpu, ...]:
     except pynvml.NVMLError:
         return ()
     try:
-        return tuple(_describe(handle) for handle in _handles())
+        return tuple(_describe(id) for id in _ids())
     except pynvml.NVMLError as error:
         raise ConfigError(
-            f"the NVIDIA driver does not answer ({error}); check nvidia-smi, or use device cpu"
+            f"the NVIDIA driver does not answer ({error}); check nvidia-smi, or use --device cpu"
         ) from error
     finally:
         pynvml.nvmlShutdown()
 
 
-def _handles() -> list[object]:
+def _ids() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES lists, in its order; every GPU's index where it is not set."""
     import pynvml
 
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if allowed is None:
-        return [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-    names = [name.strip() for name in allowed.split(",") if name.strip() not in ("", "-1")]
-    return [
-        pynvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else pynvml.nvmlDeviceGetHandleByUUID(name)
-        for name in names
-    ]
+        return [str(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    return [id.strip() for id in allowed.split(",") if id.strip() not in ("", "-1")]
 
 
-def _describe(handle: object) -> Gpu:
+def _describe(id: str) -> Gpu:
     import pynvml
 
+    by_index, by_uuid = pynvml.nvmlDeviceGetHandleByIndex, pynvml.nvmlDeviceGetHandleByUUID
+    handle = by_index(int(id)) if id.isdigit() else by_uuid(id)
     memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-    return Gpu(str(pynvml.nvmlDeviceGetName(handle)), int(memory.free), int(memory.total))
+    return Gpu(id, str(pynvml.nvmlDeviceGetName(handle)), int(memory.free), int(memory.total))
 
 
 def _check_port(host: str, port: int, flag: str) -> None:

@@ -28,21 +28,23 @@ class GlmGrpc(HealthMethods):
     async def Chat(self, request: glm_pb2.ChatRequest, context: CallContext) -> glm_pb2.ChatResponse:
         """Answer a conversation in one message."""
         with status_of(context), edge(self._meters, "grpc", "chat"):
-            head, parsed = self._head("chatcmpl-"), chat_request(request)
-            generation = await self._service.prepare_chat(head.id, parsed)
-            async with aclosing(self._service.stream(generation)) as deltas:
+            head = self._head("chatcmpl-")
+            parsed = await self._service.read(lambda: chat_request(request), size_bytes=request.ByteSize())
+            prepared = await self._service.prepare_chat(head.id, parsed)
+            async with aclosing(self._service.stream(prepared)) as deltas:
                 answer = await collect(deltas)
-            return chat_response(head, answer, generation.prompt if parsed.return_token_ids else None)
+            return chat_response(head, answer, prepared.generation.prompt if parsed.return_token_ids else None)
 
     async def ChatStream(
         self, request: glm_pb2.ChatRequest, context: CallContext
     ) -> AsyncGenerator[glm_pb2.ChatChunk, None]:
         """Answer a conversation token by token."""
         with status_of(context), edge(self._meters, "grpc", "chat_stream"):
-            head, parsed = self._head("chatcmpl-"), chat_request(request)
-            generation = await self._service.prepare_chat(head.id, parsed)
-            prompt_ids = generation.prompt if parsed.return_token_ids else None
-            async with aclosing(self._service.stream(generation)) as deltas:
+            head = self._head("chatcmpl-")
+            parsed = await self._service.read(lambda: chat_request(request), size_bytes=request.ByteSize())
+            prepared = await self._service.prepare_chat(head.id, parsed)
+            prompt_ids = prepared.generation.prompt if parsed.return_token_ids else None
+            async with aclosing(self._service.stream(prepared)) as deltas:
                 async for delta in deltas:
                     yield chat_chunk(head, delta, prompt_ids, parsed.return_token_ids)
                     prompt_ids = None
@@ -52,10 +54,11 @@ class GlmGrpc(HealthMethods):
     ) -> AsyncGenerator[glm_pb2.GenerateChunk, None]:
         """Continue a prompt token by token."""
         with status_of(context), edge(self._meters, "grpc", "generate"):
-            head, parsed = self._head("cmpl-"), completion_request(request)
-            generation = await self._service.prepare_completion(head.id, parsed)
-            prompt_ids = generation.prompt if parsed.return_token_ids else None
-            async with aclosing(self._service.stream(generation)) as deltas:
+            head = self._head("cmpl-")
+            parsed = await self._service.read(lambda: completion_request(request), size_bytes=request.ByteSize())
+            prepared = await self._service.prepare_completion(head.id, parsed)
+            prompt_ids = prepared.generation.prompt if parsed.return_token_ids else None
+            async with aclosing(self._service.stream(prepared)) as deltas:
                 async for delta in deltas:
                     yield generate_chunk(head, delta, prompt_ids, parsed.return_token_ids)
                     prompt_ids = None

@@ -26,10 +26,9 @@ from glm_cluster.api.replies import (
     models_body,
     whole_reply,
 )
-from glm_cluster.api.service import Delta, Service, collect
+from glm_cluster.api.service import Delta, Prepared, Service, collect
 from glm_cluster.errors import GlmError
 from glm_cluster.metrics import Meters
-from glm_cluster.records import GenerationRequest
 
 
 def build_http_app(service: Service, ready: Callable[[], Awaitable[bool]], meters: Meters) -> FastAPI:
@@ -59,36 +58,36 @@ def build_http_app(service: Service, ready: Callable[[], Awaitable[bool]], meter
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
-    """A request that passed every check."""
+class _Asked:
+    """A request that passed every check, and how its answer is to be sent."""
 
-    generation: GenerationRequest
+    prepared: Prepared
     stream: bool
     include_usage: bool
     return_token_ids: bool
 
 
-async def _prepare_chat(service: Service, request_id: str, raw: object) -> _Prepared:
-    request = ChatCompletionRequest.parse(raw)
-    return _prepared(request, await service.prepare_chat(request_id, request))
+async def _prepare_chat(service: Service, request_id: str, body: bytes) -> _Asked:
+    request = await service.read(lambda: ChatCompletionRequest.parse(decode_json(body)), size_bytes=len(body))
+    return _asked(request, await service.prepare_chat(request_id, request))
 
 
-async def _prepare_completion(service: Service, request_id: str, raw: object) -> _Prepared:
-    request = CompletionRequest.parse(raw)
-    return _prepared(request, await service.prepare_completion(request_id, request))
+async def _prepare_completion(service: Service, request_id: str, body: bytes) -> _Asked:
+    request = await service.read(lambda: CompletionRequest.parse(decode_json(body)), size_bytes=len(body))
+    return _asked(request, await service.prepare_completion(request_id, request))
 
 
-def _prepared(request: ChatCompletionRequest | CompletionRequest, generation: GenerationRequest) -> _Prepared:
+def _asked(request: ChatCompletionRequest | CompletionRequest, prepared: Prepared) -> _Asked:
     options = request.stream_options
-    return _Prepared(
-        generation=generation,
+    return _Asked(
+        prepared=prepared,
         stream=request.stream,
         include_usage=options is not None and options.include_usage,
         return_token_ids=request.return_token_ids,
     )
 
 
-_Prepare: TypeAlias = Callable[[Service, str, object], Awaitable[_Prepared]]
+_Prepare: TypeAlias = Callable[[Service, str, bytes], Awaitable[_Asked]]
 
 
 class _Endpoint:
@@ -114,11 +113,11 @@ class _Endpoint:
     async def _answer(self, body: bytes, out: Outgoing) -> None:
         with edge(self._meters, "http", self._dialect.route):
             head = Head(id=self._dialect.id_prefix + secrets.token_hex(12), model=self._service.info.name)
-            prepared = await self._prepare(self._service, head.id, decode_json(body))
-            prompt_ids = prepared.generation.prompt if prepared.return_token_ids else None
-            async with aclosing(self._service.stream(prepared.generation)) as deltas:
-                if prepared.stream:
-                    usage = prepared.include_usage
+            asked = await self._prepare(self._service, head.id, body)
+            prompt_ids = asked.prepared.generation.prompt if asked.return_token_ids else None
+            async with aclosing(self._service.stream(asked.prepared)) as deltas:
+                if asked.stream:
+                    usage = asked.include_usage
                     await _stream(
                         EventWriter(self._dialect, head, include_usage=usage, prompt_ids=prompt_ids), deltas, out
                     )

@@ -9,7 +9,7 @@ from typing import Any
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest
+from glm_cluster.api.openai import MAX_ITEMS, TOO_MANY, ChatCompletionRequest, CompletionRequest
 from glm_cluster.api.proto import glm_pb2
 from glm_cluster.api.replies import Head
 from glm_cluster.api.service import Answer, Delta, Usage
@@ -21,6 +21,8 @@ _ROLES = {glm_pb2.ROLE_SYSTEM: "system", glm_pb2.ROLE_USER: "user", glm_pb2.ROLE
 
 def chat_request(message: glm_pb2.ChatRequest) -> ChatCompletionRequest:
     """Validate a conversation."""
+    if len(message.messages) > MAX_ITEMS:  # before each is looked into for unknown fields
+        raise InvalidRequest(f"messages: {TOO_MANY}", param="messages")
     raw = _raw(message)
     raw["messages"] = [_turn(turn) for turn in message.messages]
     return ChatCompletionRequest.parse(raw)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     FailFast,
@@ -28,7 +29,25 @@ class _FirstFault(FailFast):
     __hash__ = object.__hash__  # a member of a union must have one
 
 
-TokenIds: TypeAlias = Annotated[list[Annotated[int, Field(ge=0)]], _FirstFault()]
+MAX_ITEMS = 4096
+TOO_MANY = f"Input should have at most {MAX_ITEMS} items"
+LOWEST_TEMPERATURE = 1e-5  # logits divided by less overflow fp32
+
+Count: TypeAlias = Annotated[int, Field(ge=1, lt=2**31)]
+TokenIds: TypeAlias = Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], _FirstFault()]
+
+
+def _few_enough(items: object) -> object:
+    """Refuse a long list before anything looks into it."""
+    if isinstance(items, list) and len(items) > MAX_ITEMS:
+        raise ValueError(TOO_MANY)
+    return items
+
+
+def _greedy_or_warm(temperature: float) -> float:
+    if 0 < temperature < LOWEST_TEMPERATURE:
+        raise ValueError(f"Input should be 0, which is greedy, or at least {LOWEST_TEMPERATURE:g}")
+    return temperature
 
 
 class _Schema(BaseModel):
@@ -61,7 +80,7 @@ def _not_empty(prompt: str | list[int]) -> str | list[int]:
 
 
 Content: TypeAlias = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[TextPart], _FirstFault(), Tag("parts")],
+    Annotated[str, Tag("text")] | Annotated[list[TextPart], _FirstFault(), BeforeValidator(_few_enough), Tag("parts")],
     Discriminator(
         _content_shape,
         custom_error_type="content_type",
@@ -109,10 +128,10 @@ class _GenerationFields(_Schema):
     model: str
     stream: bool = False
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    max_tokens: Count | None = None
+    temperature: Annotated[float, Field(ge=0, le=2), AfterValidator(_greedy_or_warm)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=1)] | None = None
+    top_k: Count | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     stop_token_ids: Annotated[TokenIds, Field(max_length=64)] = []
@@ -150,8 +169,8 @@ class _GenerationFields(_Schema):
 class ChatCompletionRequest(_GenerationFields):
     """Body of POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1), _FirstFault()]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1), _FirstFault(), BeforeValidator(_few_enough)]
+    max_completion_tokens: Count | None = None
 
     @property
     def output_limit(self) -> int | None:

@@ -5,18 +5,22 @@ Knows the served model's name, vocabulary and length. Refuses to know how a requ
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import TypeVar
 
 from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest
 from glm_cluster.api.window import EncodeWindow
 from glm_cluster.errors import InternalError, InvalidRequest, ModelNotFound
 from glm_cluster.metrics import FIRST_TOKEN_S, INTER_TOKEN_S, TOKENS, Meters
 from glm_cluster.records import FinishReason, GenerationRequest, Generator, ModelInfo, SamplingParams, TokenEvent
-from glm_cluster.text.chat import ChatTemplate
+from glm_cluster.text.chat import ChatTemplate, model_opens_line
 from glm_cluster.text.stream import Detokenizer
 from glm_cluster.text.tokenizer import Tokenizer
+
+T = TypeVar("T")
+_MESSAGE_BYTES = 64  # what a message costs to render besides its text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +30,14 @@ class Usage:
     num_prompt_tokens: int
     num_output_tokens: int
     num_cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request that passed every check, and whether its answer begins with a line break that is not shown."""
+
+    generation: GenerationRequest
+    skip_newline: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +64,7 @@ class Answer:
 
 
 class Service:
-    """Serves one model. `prepare_*` refuses or yields what an engine takes; `stream` runs it."""
+    """Serves one model. `prepare_*` refuses a request or makes of it what an engine takes; `stream` runs it."""
 
     def __init__(
         self,
@@ -71,24 +83,32 @@ class Service:
         self._encoder = encoder
         self._meters = meters
 
-    async def prepare_chat(self, request_id: str, request: ChatCompletionRequest) -> GenerationRequest:
+    async def read(self, parse: Callable[[], T], *, size_bytes: int) -> T:
+        """What `parse` makes of a request, on another thread if the request is long."""
+        return await self._encoder.off_loop(parse, size_bytes=size_bytes)
+
+    async def prepare_chat(self, request_id: str, request: ChatCompletionRequest) -> Prepared:
         """Render and tokenise a conversation; refuse what this model can never answer."""
         self._check_model(request.model)
-        rendered = self._template.render([{"role": m.role, "content": m.text} for m in request.messages])
-        return self._generation(request_id, await self._encoder.encode(rendered), request, "messages")
+        messages = [{"role": m.role, "content": m.text} for m in request.messages]
+        size_bytes = sum(_MESSAGE_BYTES + len(message["content"]) for message in messages)
+        rendered = await self._encoder.off_loop(lambda: self._template.render(messages), size_bytes=size_bytes)
+        generation = self._generation(request_id, await self._encoder.encode(rendered), request, "messages")
+        return Prepared(generation, skip_newline=model_opens_line(rendered))
 
-    async def prepare_completion(self, request_id: str, request: CompletionRequest) -> GenerationRequest:
+    async def prepare_completion(self, request_id: str, request: CompletionRequest) -> Prepared:
         """Tokenise a prompt unless it is ids already; refuse what this model can never continue."""
         self._check_model(request.model)
         if isinstance(request.prompt, str):
             prompt = await self._encoder.encode(request.prompt)
         else:
             prompt = tuple(request.prompt)
-        return self._generation(request_id, prompt, request, "prompt")
+        return Prepared(self._generation(request_id, prompt, request, "prompt"))
 
-    async def stream(self, generation: GenerationRequest) -> AsyncGenerator[Delta, None]:
+    async def stream(self, prepared: Prepared) -> AsyncGenerator[Delta, None]:
         """The answer piece by piece. Closing this generator cancels the request down to the engine."""
-        detokenizer = Detokenizer(self._tokenizer)
+        generation = prepared.generation
+        detokenizer = Detokenizer(self._tokenizer, skip_newline=prepared.skip_newline)
         timer = _TokenTimer(self._meters)
         num_output = 0
         async with aclosing(self._generator.generate(generation)) as events:

@@ -1,19 +1,21 @@
-"""Gathers prompts so that one call tokenises many. Knows no request: text in, ids out.
+"""Gathers prompts so that one call tokenises many, on a thread of its own. Knows no request: text in, ids out.
 
 The first prompt after a pause is encoded at once; while prompts keep coming, a batch starts at most every 2 ms, and
 no sooner than the one before it is done.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from glm_cluster.metrics import ENCODE_BATCH, Meters
 from glm_cluster.text.tokenizer import Text, Tokenizer
 
 WINDOW_S = 0.002
+LOOP_BYTES = 64 << 10  # more than this is not worked through on the event loop: a millisecond or two
 
+T = TypeVar("T")
 Ids: TypeAlias = tuple[int, ...]
 
 
@@ -35,6 +37,12 @@ class EncodeWindow:
         if self._rounds is None:
             self._rounds = asyncio.create_task(self._run())
         return await future
+
+    async def off_loop(self, work: Callable[[], T], *, size_bytes: int) -> T:
+        """What `work` returns: done here at once if it has little to go through, else by the worker thread."""
+        if size_bytes <= LOOP_BYTES:
+            return work()
+        return await asyncio.wrap_future(self._worker.submit(work))
 
     def close(self) -> None:
         """End the worker thread once it has finished what it is doing."""

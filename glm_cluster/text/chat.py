@@ -15,7 +15,7 @@ from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from glm_cluster.errors import CheckpointError, InvalidRequest
-from glm_cluster.text.shield import Shield, one_of, strings_in
+from glm_cluster.text.shield import Shield, strings_in
 from glm_cluster.text.tokenizer import Plain, Segment, Special, Tokenizer
 
 NO_TEMPLATE = "{{ raise_exception('this model has no chat template; send a plain completion instead') }}"
@@ -29,7 +29,6 @@ class ChatTemplate:
         self._template = environment.from_string(source, globals=dict(variables))
         self._source = source
         self._special_ids = special_ids
-        self._special = one_of(special_ids)
         self._sought = _sought(environment.parse(source), special_ids)
 
     @classmethod
@@ -64,17 +63,16 @@ class ChatTemplate:
         return shield.cover(message, exempt)
 
     def _segments(self, prompt: str, shield: Shield) -> Iterator[Segment]:
-        """Split at the special strings that are left, which are the template's own."""
-        start = 0
-        for match in self._special.finditer(prompt) if self._special else ():
-            yield from _plain(shield.uncover(prompt[start : match.start()]))
-            yield Special(self._special_ids[match[0]])
-            start = match.end()
-        yield from _plain(shield.uncover(prompt[start:]))
+        for text, special in shield.split(prompt):
+            if text:
+                yield Plain(text)
+            if special is not None:
+                yield Special(self._special_ids[special])
 
 
-def _plain(text: str) -> tuple[Plain, ...]:
-    return (Plain(text),) if text else ()
+def model_opens_line(prompt: Sequence[Segment]) -> bool:
+    """Whether the template ends its prompt at the role (`<|assistant|>`): GLM-4 then writes the line break itself."""
+    return bool(prompt) and isinstance(prompt[-1], Special)
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

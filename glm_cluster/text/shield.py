@@ -3,6 +3,9 @@
 A rendered template is one string in which `<|user|>` from the template and `<|user|>` from a message look the same. So
 before rendering every such string in a message is replaced by one private-use character, and put back afterwards,
 when the template's own have been found. Knows strings; refuses to know templates and tokens.
+
+Texts are megabytes long at times and other threads must get their turn, so nothing here is one long call that holds the
+interpreter: strings are sought one by one (`str.replace`), characters by class, never an alternation of strings.
 """
 
 import re
@@ -12,10 +15,11 @@ from itertools import chain
 from glm_cluster.errors import InvalidRequest
 
 PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+_PRIVATE_RUN = re.compile("[{}]+".format("".join(f"{chr(area.start)}-{chr(area.stop - 1)}" for area in PRIVATE_USE)))
 
 
 class Shield:
-    """One stand-in per special string, and a seam.
+    """One stand-in per special string, one mark for where the template itself writes it, and a seam.
 
     A string may end in the beginning of a special (`<|us`) and the next one go on with it (`er|>`): a template that
     joins the two would forge it. The seam is put between.
@@ -23,17 +27,17 @@ class Shield:
 
     def __init__(self, specials: Iterable[str], avoid: Iterable[str]) -> None:
         """Choose characters that occur in none of the strings to `avoid`."""
-        specials = tuple(specials)
-        used = set(chain.from_iterable(avoid))
+        longest_first = sorted(specials, key=len, reverse=True)
+        used = set(chain.from_iterable(run for text in avoid for run in _private_runs(text)))
         free = (char for code in chain(*PRIVATE_USE) if (char := chr(code)) not in used)
         try:
             self._seam = next(free)
-            self._stand_ins = {special: next(free) for special in specials}
+            self._stand_ins = {special: next(free) for special in longest_first}
+            self._marks = {special: next(free) for special in longest_first}
         except StopIteration:
             raise InvalidRequest("the messages use every private-use character; leave some out") from None
-        self._originals = str.maketrans({char: special for special, char in self._stand_ins.items()} | {self._seam: ""})
-
-        self._beginnings = tuple(special[:size] for special in specials for size in range(1, len(special)))
+        self._originals = {char: special for special, char in self._stand_ins.items()} | {self._seam: ""}
+        self._beginnings = tuple({special[:size] for special in longest_first for size in range(1, len(special))})
 
     def cover(self, value: object, exempt: Collection[str] = ()) -> object:
         """Return `value` with every string in it, however deep, made harmless. `exempt` specials stay."""
@@ -45,21 +49,32 @@ class Shield:
             return [self.cover(item, exempt) for item in value]
         return value
 
-    def uncover(self, text: str) -> str:
-        """Put the special strings back and take the seams out."""
-        return text.translate(self._originals)
+    def split(self, prompt: str) -> Iterator[tuple[str, str | None]]:
+        """Cut a prompt at the special strings left in it, which are the template's own.
+
+        Yields the text before each, with what `cover` took out put back, and the special; None at the end.
+        """
+        for special, mark in self._marks.items():
+            prompt = prompt.replace(special, mark)
+        specials = {mark: special for special, mark in self._marks.items()}
+        parts = iter(re.split(f"([{''.join(specials)}])", prompt) if specials else (prompt,))
+        for text in parts:
+            yield self._uncover(text), specials.get(next(parts, ""))
 
     def _cover(self, text: str, exempt: Collection[str]) -> str:
-        shielded = {special: char for special, char in self._stand_ins.items() if special not in exempt}
-        if pattern := one_of(shielded):
-            text = pattern.sub(lambda match: shielded[match[0]], text)
+        for special, char in self._stand_ins.items():
+            if special not in exempt:
+                text = text.replace(special, char)
         return text + self._seam if text.endswith(self._beginnings) else text
 
+    def _uncover(self, text: str) -> str:
+        if text.isascii():
+            return text
+        return re.sub(f"[{''.join(self._originals)}]", lambda match: self._originals[match[0]], text)
 
-def one_of(strings: Iterable[str]) -> re.Pattern[str] | None:
-    """Return a pattern for any of `strings`, the longest first, or None if there are none."""
-    longest_first = sorted(strings, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+def _private_runs(text: str) -> list[str]:
+    return [] if text.isascii() else _PRIVATE_RUN.findall(text)
 
 
 def strings_in(value: object) -> Iterator[str]:

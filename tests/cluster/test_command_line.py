@@ -1,68 +1,26 @@
 """`glm-cluster serve` as a person meets it: what it prints works when pasted, and Ctrl-C leaves nothing behind."""
 
 import re
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
+import grpc
 import pytest
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from support.served import COMMAND, Served, free_ports, serve_command
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMAND = str(Path(sys.executable).with_name("glm-cluster"))
-START_S, STOP_S = 180.0, 60.0
 
 pytestmark = [pytest.mark.cluster, pytest.mark.demo]
 
 
-@dataclass(frozen=True)
-class Served:
-    process: "subprocess.Popen[str]"
-    port: int
-    grpc_port: int
-    greeting: str
-
-
-def free_ports() -> tuple[int, int]:
-    with socket.create_server(("127.0.0.1", 0)) as http, socket.create_server(("127.0.0.1", 0)) as grpc:
-        return http.getsockname()[1], grpc.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def served(demo_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    port, grpc_port = free_ports()
-    log = tmp_path_factory.mktemp("serve") / "stderr"
-    command = [COMMAND, "serve", "--port", str(port), "--grpc-port", str(grpc_port)]
-    with (
-        log.open("w") as stderr,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
-    ):
-        try:
-            yield Served(process, port, grpc_port, read_greeting(process, log))
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-                process.wait(STOP_S)
-
-
-def read_greeting(process: "subprocess.Popen[str]", log: Path) -> str:
-    """Read until the last line of it; a command that ends or hangs before is a failure that shows its log."""
-    assert process.stdout
-    lines: list[str] = []
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        line = process.stdout.readline()
-        if not line:
-            break
-        lines.append(line)
-        if " chat --url " in line:
-            return "".join(lines)
-    pytest.fail(f"no greeting, exit status {process.poll()}:\n{log.read_text()}")
+    """It also has to end well on Ctrl-C: see `serve_command`."""
+    with serve_command(tmp_path_factory.mktemp("serve") / "log") as one:
+        yield one
 
 
 def printed(served: Served, program: str) -> str:
@@ -110,26 +68,18 @@ def test_readme_example_answers(index: int, served: Served) -> None:
     assert "Paris" in run.stdout, run.stderr
 
 
+def test_grpc_describes_itself(served: Served) -> None:
+    """By reflection, so that the printed grpcurl line needs no .proto file."""
+    with grpc.insecure_channel(served.grpc) as channel:
+        database = ProtoReflectionDescriptorDatabase(channel)
+        assert {"glm_cluster.v1.Glm", "grpc.health.v1.Health"} <= set(database.get_services())
+        file = database.FindFileContainingSymbol("glm_cluster.v1.Glm")
+    (service,) = file.service
+    assert {method.name for method in service.method} == {"Chat", "ChatStream", "Generate", "ListModels"}
+
+
 def test_second_cluster_on_the_port_is_refused(served: Served) -> None:
-    command = [COMMAND, "serve", "--port", str(served.port), "--grpc-port", str(free_ports()[0])]
+    command = [COMMAND, "serve", "--port", str(served.port), "--grpc-port", str(*free_ports(1))]
     run = subprocess.run(command, check=False, capture_output=True, text=True, timeout=30)
     assert run.returncode == 2
     assert f"port {served.port} on 127.0.0.1 is in use" in run.stderr
-
-
-def test_interrupt_stops_everything(demo_directory: Path) -> None:
-    """Ctrl-C while it serves: exit 0, and every process it started is gone, and so are its ports."""
-    port, grpc_port = free_ports()
-    command = [COMMAND, "serve", "--port", str(port), "--grpc-port", str(grpc_port)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        assert process.stdout
-        while " chat --url " not in process.stdout.readline():
-            assert process.poll() is None
-        started = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(STOP_S) == 0
-    _, alive = psutil.wait_procs(started, timeout=10)
-    assert [child.name() for child in alive] == []
-    for number in (port, grpc_port):
-        with socket.create_server(("127.0.0.1", number)):
-            pass

@@ -197,11 +197,16 @@ def test_shared_memory_fits_in_the_container(manifest: Manifest) -> None:
         assert {"name": "shm", "mountPath": "/dev/shm"} in pod["containers"][0]["volumeMounts"]
 
 
-def test_model_is_on_every_pod(manifest: Manifest) -> None:
-    for pod in pods(manifest):
-        mounts = {mount["mountPath"]: mount for mount in pod["containers"][0]["volumeMounts"]}
+def test_model_is_where_replicas_and_ingresses_run(manifest: Manifest) -> None:
+    """A head that runs neither reads no file of it: the application is built from its settings alone."""
+    for group in groups(manifest):
+        container = group["template"]["spec"]["containers"][0]
+        mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
         assert settings(manifest)["model"].startswith("/models/")
-        assert mounts["/models"]["readOnly"] is True
+        if group["rayStartParams"].get("num-cpus") == "0":
+            assert "/models" not in mounts
+        else:
+            assert mounts["/models"]["readOnly"] is True
 
 
 def test_demo_model_is_fetched_where_it_is_looked_for(manifests: dict[str, Manifest]) -> None:

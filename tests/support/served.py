@@ -14,18 +14,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psutil
+from support.cluster import MARK, command_line, marked
+
+COMMAND = str(Path(sys.executable).with_name("glm-cluster"))
 
 
 @dataclass(frozen=True)
 class Served:
     """A running `serve`."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
     log: Path
     port: int
     grpc_port: int
+
+    @property
+    def greeting(self) -> str:
+        """All it has printed; at the end, the lines to paste."""
+        return self.log.read_text()
 
     @property
     def url(self) -> str:
@@ -44,6 +53,11 @@ class Served:
         )
         with urllib.request.urlopen(request, timeout=timeout) as answer:
             return json.load(answer)
+
+    def model_name(self) -> str:
+        """The name of the model it serves."""
+        with urllib.request.urlopen(self.url + "/v1/models", timeout=30) as answer:
+            return str(json.load(answer)["data"][0]["id"])
 
     def health(self) -> int:
         """Status of /health."""
@@ -65,30 +79,26 @@ def free_ports(count: int) -> list[int]:
 
 @contextmanager
 def serve_command(log: Path, *arguments: str, **environment: str) -> Iterator[Served]:
-    """Run `glm-cluster serve`, wait until it says it is ready, then press Ctrl-C and see that nothing is left."""
+    """Run `glm-cluster serve`, wait until it greets, then press Ctrl-C and see that it ends well and leaves nothing."""
     port, grpc_port = free_ports(2)
-    command = [sys.executable, "-m", "glm_cluster.cli", "serve", "--port", f"{port}", "--grpc-port", f"{grpc_port}"]
-    shm = set(os.listdir("/dev/shm"))
+    mark = uuid4().hex
+    command = [COMMAND, "serve", "--port", f"{port}", "--grpc-port", f"{grpc_port}", *arguments]
     with log.open("w") as out:
         process = subprocess.Popen(
-            [*command, *arguments], stdout=out, stderr=subprocess.STDOUT, text=True, env={**os.environ, **environment}
+            command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, MARK: mark, **environment}
         )
     served = Served(process, log, port, grpc_port)
-    family: list[psutil.Process] = []
+    segments: set[Path] = set()
     try:
         _wait_until_ready(served)
         yield served
     finally:
-        family = _family(process)
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-        try:
-            process.wait(60)
-        finally:
-            process.kill()
-    _, left = psutil.wait_procs(family, timeout=15)
-    assert not left, f"still running: {[p.cmdline() for p in left]}"
-    assert not set(os.listdir("/dev/shm")) - shm
+        segments = {path for one in marked(mark) for path in _shared_memory(one)}
+        status = _interrupt(process)
+        left = _left(mark)
+    assert status == 0, f"exit status {status}:\n{served.greeting}"
+    assert not left, f"still running: {left}"
+    assert not [path for path in segments if path.exists()]
     for used in (port, grpc_port):
         with socket.create_server(("127.0.0.1", used)):
             pass
@@ -96,15 +106,33 @@ def serve_command(log: Path, *arguments: str, **environment: str) -> Iterator[Se
 
 def _wait_until_ready(served: Served, timeout_s: float = 240) -> None:
     deadline = time.monotonic() + timeout_s
-    while "Ctrl-C stops everything" not in served.log.read_text():
-        assert served.process.poll() is None, f"serve ended early:\n{served.log.read_text()}"
-        assert time.monotonic() < deadline, f"serve is not ready:\n{served.log.read_text()}"
+    while " chat --url " not in served.greeting:
+        assert served.process.poll() is None, f"serve ended early:\n{served.greeting}"
+        assert time.monotonic() < deadline, f"serve is not ready:\n{served.greeting}"
         time.sleep(0.2)
 
 
-def _family(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """Every process of the cluster: children, and Ray's daemons, which live in sessions of their own."""
+def _shared_memory(process: psutil.Process) -> set[Path]:
     try:
-        return psutil.Process(process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
+        return {Path(mapped.path) for mapped in process.memory_maps() if mapped.path.startswith("/dev/shm/")}
+    except psutil.Error:
+        return set()
+
+
+def _interrupt(process: "subprocess.Popen[bytes]") -> int:
+    """Press Ctrl-C; the exit status."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+    try:
+        return process.wait(60)
+    finally:
+        process.kill()
+
+
+def _left(mark: str, timeout_s: float = 15) -> list[str]:
+    """What still runs after a while, as it was started; it is killed."""
+    _, alive = psutil.wait_procs(marked(mark), timeout=timeout_s)
+    named = [command_line(process) for process in alive]
+    for process in alive:
+        process.kill()
+    return named

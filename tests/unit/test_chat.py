@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Sequence
 import httpx
 import pytest
 
-from glm_cluster.chat import ChatClient, Message, converse
+from glm_cluster.chat import ChatClient, Message, converse, open_client
 from glm_cluster.errors import ConfigError, EngineUnavailable, InvalidRequest
 
 
@@ -75,6 +75,32 @@ def test_broken_stream() -> None:
 def test_url_without_a_scheme() -> None:
     with pytest.raises(ConfigError, match="--url"):
         ChatClient(httpx.Client(base_url="localhost:8000")).model()
+
+
+@pytest.mark.parametrize(
+    ("url", "asks_the_proxy"),
+    [
+        ("http://127.0.0.1:8000", False),
+        ("http://127.8.8.8", False),
+        ("http://[::1]:8000/v1", False),
+        ("http://localhost:8000", False),
+        ("http://gpu-box:8000", True),
+        ("http://10.0.0.7:8000", True),
+    ],
+)
+def test_no_proxy_between_a_machine_and_itself(url: str, asks_the_proxy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy in the environment, common in companies, once answered for 127.0.0.1."""
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.invalid:3128")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with open_client(url) as http:
+        assert http.trust_env is asks_the_proxy
+        assert str(http.base_url).removesuffix("/") == url.removesuffix("/v1")
+
+
+def test_what_is_no_address_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--url"):
+        open_client("http://[::1")
 
 
 def keyboard(*lines: str) -> Callable[[], str]:

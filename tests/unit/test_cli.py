@@ -11,27 +11,35 @@ from typing import Any
 
 import pytest
 
-from glm_cluster import __version__
+from glm_cluster import __version__, preflight
 from glm_cluster.cli import build_parser, greeting, main, serve_args
 from glm_cluster.deploy.files import IMPORT_PATH, ServeFile
 from glm_cluster.deploy.local import Endpoints
 from glm_cluster.errors import ConfigError
+from glm_cluster.model.demo import default_directory
+from glm_cluster.model.recipes import load_recipe
+from glm_cluster.preflight import GIB, Gpu
 
 COMMANDS = ("serve", "generate", "chat", "demo-model")
 FLAGS = {
-    "serve": {"--model", "--tp", "--replicas", "--host", "--port", "--grpc-port", "--dtype", "--config"},
-    "generate": {"--model", "--prompt", "--max-tokens", "--temperature", "--seed", "--dtype"},
+    "serve": {"--model", "--tp", "--replicas", "--host", "--port", "--grpc-port", "--dtype", "--device", "--config"},
+    "generate": {"--model", "--prompt", "--max-tokens", "--temperature", "--seed", "--dtype", "--device"},
     "chat": {"--url"},
     "demo-model": set(),
 }
 
 
+def write_checkpoint(directory: Path) -> Path:
+    config = {"model_type": "glm", "num_attention_heads": 8, "num_key_value_heads": 2}
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "model.safetensors").write_bytes(b"\0")
+    return directory
+
+
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    config = {"model_type": "glm", "num_attention_heads": 8, "num_key_value_heads": 2}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "model.safetensors").write_bytes(b"\0")
-    return tmp_path
+    return write_checkpoint(tmp_path)
 
 
 @pytest.fixture
@@ -87,11 +95,13 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("serve", "--tp", "two"),
         ("serve", "--port", "65536"),
         ("serve", "--dtype", "float16"),
+        ("serve", "--device", "tpu"),
         ("serve", "--mdoel", "x"),
         ("generate",),
         ("generate", "--prompt", "a", "--max-tokens", "0"),
         ("generate", "--prompt", "a", "--temperature", "nan"),
         ("generate", "--prompt", "a", "--temperature", "-1"),
+        ("generate", "--prompt", "a", "--temperature", "1e-300"),
         ("generate", "--prompt", "a", "--seed", str(2**63)),
     ],
 )
@@ -103,13 +113,14 @@ def test_wrong_arguments_exit_2(arguments: tuple[str, ...], capsys: pytest.Captu
 
 
 def test_flags_become_settings() -> None:
-    options = parse("serve", "--tp", "2", "--dtype", "float32", "--replicas", "1:4", "--config", "x")
+    options = parse("serve", "--tp", "2", "--dtype", "float32", "--device", "cpu", "--replicas", "1:4", "--config", "x")
     args = serve_args(options, ServeFile(args={"model": "/m", "tp": 1, "max_running": 8}))
     assert args == {
         "model": "/m",
         "tp": 2,
         "max_running": 8,
         "dtype": "float32",
+        "device": "cpu",
         "min_replicas": 1,
         "max_replicas": 4,
     }
@@ -125,6 +136,13 @@ def test_model_given_by_path_is_made_absolute(checkpoint: Path, monkeypatch: pyt
     monkeypatch.chdir(checkpoint.parent)
     args = serve_args(parse("serve", "--model", checkpoint.name), ServeFile())
     assert args == {"model": str(checkpoint.resolve())}
+
+
+def test_another_model_does_not_keep_the_name_of_the_files(checkpoint: Path) -> None:
+    """Clients would ask for one model and be answered by another."""
+    file = ServeFile(args={"model": "/m/glm-4", "model_name": "glm-4", "step_tokens": 64})
+    args = serve_args(parse("serve", "--config", "x", "--model", str(checkpoint)), file)
+    assert args == {"model": str(checkpoint.resolve()), "step_tokens": 64}
 
 
 def test_recipe_that_is_not_fetched_says_so() -> None:
@@ -202,11 +220,15 @@ def test_serve_hands_over_and_greets(
         given["on_ready"](Endpoints("http://127.0.0.1:1", "127.0.0.1:2", "glm"))
 
     monkeypatch.setattr(local, "serve", serve)
+    monkeypatch.setattr(preflight, "visible_gpus", lambda: (Gpu("0", "RTX", GIB, GIB),))
+    monkeypatch.setattr(preflight, "torch_is_cpu_build", lambda: False)
     assert main(["serve", "--model", str(checkpoint), "--tp", "2", *free_ports]) == 0
-    assert handed["args"] == {"model": str(checkpoint.resolve()), "tp": 2}
+    assert handed["args"] == {"model": str(checkpoint.resolve()), "tp": 2, "device": "cpu"}
     assert [handed["host"], str(handed["port"]), str(handed["grpc_port"])] == ["127.0.0.1", *free_ports[1::2]]
     captured = capsys.readouterr()
-    assert captured.err == "Starting\n"
+    said, stage = captured.err.splitlines()
+    assert said.startswith("Running on the CPU: 2 GPUs would be needed")
+    assert stage == "Starting"
     assert "curl http://127.0.0.1:1/v1/chat/completions" in captured.out
 
 
@@ -218,6 +240,28 @@ def test_interrupt_leaves_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(chat, "chat", interrupted)
     assert main(["chat"]) == 130
+
+
+@pytest.mark.parametrize("name", ["demo", "other"])
+def test_demo_is_announced_by_what_is_served_not_by_its_name(
+    name: str,
+    tmp_path: Path,
+    free_ports: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A GLM checkpoint in a directory called demo is a GLM checkpoint."""
+    from glm_cluster.deploy import local
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source = load_recipe("demo").source
+    assert source
+    cached = write_checkpoint(default_directory(source.version))
+    elsewhere = write_checkpoint(tmp_path / name)
+    monkeypatch.setattr(local, "serve", lambda **given: given["on_ready"](Endpoints("http://h:1", "h:2", name)))
+    for directory, announced in ((cached, True), (elsewhere, False)):
+        assert main(["serve", "--model", str(directory), *free_ports]) == 0
+        assert ("SmolLM2-135M" in capsys.readouterr().out) is announced
 
 
 @pytest.mark.parametrize("demo", [True, False])

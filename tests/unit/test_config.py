@@ -1,5 +1,6 @@
 """Settings: strict, and every refusal names what is wrong."""
 
+import math
 from typing import Any
 
 import pytest
@@ -44,6 +45,14 @@ def test_configs_are_frozen() -> None:
         ({"model": "m", "dtype": "float16"}, "dtype"),
         ({"model": "m", "device": "tpu"}, "device"),
         ({"model": "m", "step_deadline_s": 0}, "step_deadline_s"),
+        ({"model": "m", "step_deadline_s": "5"}, "step_deadline_s must be a finite number"),
+        ({"model": "m", "step_deadline_s": None}, "step_deadline_s"),
+        ({"model": "m", "step_deadline_s": True}, "step_deadline_s"),
+        ({"model": "m", "step_deadline_s": math.inf}, "step_deadline_s must be a finite number"),
+        ({"model": "m", "step_deadline_s": math.nan}, "step_deadline_s"),
+        ({"model": "m", "step_deadline_s": 10**400}, "step_deadline_s"),
+        ({"model": "m", "max_waiting": 0}, "max_waiting"),
+        ({"model": "m", 3: 4}, "unknown settings"),
         ({"model": "m", "model_name": None}, "model_name"),
         ({"model": "m", "min_replicas": 0}, "min_replicas"),
         ({"model": "m", "min_replicas": 2}, "max_replicas"),
@@ -51,9 +60,29 @@ def test_configs_are_frozen() -> None:
         ({"model": "m", "num_ingresses": 0}, "num_ingresses"),
         ({"model": "m", "placement": "pack"}, "placement"),
         ({"model": "m", "upscale_delay_s": -1}, "upscale_delay_s"),
+        ({"model": "m", "downscale_delay_s": math.inf}, "downscale_delay_s"),
+        ({"model": "m", "cpus_per_rank": "1"}, "cpus_per_rank"),
+        ({"model": "m", "request_timeout_s": 0}, "request_timeout_s must be above 0"),
+        ({"model": "m", "request_timeout_s": math.nan}, "request_timeout_s"),
         ({"model": "m", "max_migrations": True}, "max_migrations"),
+        ({"model": "m", "max_migrations": 1.5}, "max_migrations"),
+        ({"model": "m", "max_migrations": -1}, "max_migrations"),
     ],
 )
 def test_refusal_names_the_setting(raw: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         ClusterConfig.from_mapping(raw)
+
+
+def test_a_misspelt_key_is_answered_with_every_key() -> None:
+    """It may be meant for either level: once the engine's keys were missing from the list."""
+    with pytest.raises(ConfigError, match=r"\['tpp'\]; known are .*'max_migrations'.*'step_tokens'.*'tp'") as caught:
+        ClusterConfig.from_mapping({"model": "m", "tpp": 2})
+    assert "'engine'" not in caught.value.message
+
+
+def test_whole_numbers_do_where_a_fraction_may_stand() -> None:
+    config = ClusterConfig.from_mapping(
+        {"model": "m", "step_deadline_s": 5, "request_timeout_s": 60, "max_migrations": 0}
+    )
+    assert (config.engine.step_deadline_s, config.request_timeout_s, config.max_migrations) == (5, 60, 0)

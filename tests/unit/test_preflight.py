@@ -1,20 +1,31 @@
 """What is looked at before anything starts: ports, checkpoint, GPUs."""
 
 import json
+import re
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from glm_cluster import preflight
-from glm_cluster.config import EngineConfig
+from glm_cluster.config import DeviceName, EngineConfig
 from glm_cluster.errors import CheckpointError, ConfigError
 from glm_cluster.model.config import GlmConfig
-from glm_cluster.preflight import GIB, Gpu, check_checkpoint, check_gpus, check_ports, check_room, rank_bytes
+from glm_cluster.preflight import (
+    GIB,
+    Gpu,
+    check_checkpoint,
+    check_gpus,
+    check_ports,
+    check_room,
+    choose_device,
+    rank_bytes,
+)
 
-CARD = Gpu("H100", free_bytes=70 * GIB, total_bytes=80 * GIB)
-BUSY = Gpu("H100", free_bytes=5 * GIB, total_bytes=80 * GIB)
+CARD = Gpu("0", "H100", free_bytes=70 * GIB, total_bytes=80 * GIB)
+BUSY = Gpu("1", "H100", free_bytes=5 * GIB, total_bytes=80 * GIB)
 
 
 @pytest.fixture
@@ -102,7 +113,16 @@ def test_rank_needs_its_share_in_the_dtype_it_runs(tp: int, dtype: str, weights:
 
 
 def test_room_on_enough_gpus_passes() -> None:
-    check_room([CARD, BUSY, CARD], num_gpus=2, rank_bytes=12 * GIB)
+    check_room([CARD, CARD, BUSY], num_gpus=2, rank_bytes=12 * GIB)
+
+
+def test_full_gpu_among_the_first_names_those_with_room() -> None:
+    """Ray hands GPUs out in order: one with room behind a full one is not taken by itself."""
+    gpus = [CARD, BUSY, replace(CARD, id="2"), replace(CARD, id="GPU-3f")]
+    with pytest.raises(ConfigError, match=r"3 of 4 have it.*set CUDA_VISIBLE_DEVICES=0,2 "):
+        check_room(gpus, num_gpus=2, rank_bytes=12 * GIB)
+    with pytest.raises(ConfigError, match=r"set CUDA_VISIBLE_DEVICES=0,2,GPU-3f "):
+        check_room(gpus, num_gpus=3, rank_bytes=12 * GIB)
 
 
 def test_too_few_gpus() -> None:
@@ -111,7 +131,7 @@ def test_too_few_gpus() -> None:
 
 
 def test_too_little_free_memory_says_what_there_is() -> None:
-    with pytest.raises(ConfigError, match=r"needs 12\.0 GiB free and 1 of 2 .*5\.0 of 80\.0 GiB"):
+    with pytest.raises(ConfigError, match=r"needs 12\.0 GiB free and 1 of 2 .*5\.0 of 80\.0 GiB; stop what"):
         check_room([CARD, BUSY], num_gpus=2, rank_bytes=12 * GIB)
 
 
@@ -119,11 +139,9 @@ def test_too_little_free_memory_says_what_there_is() -> None:
     ("device", "gpus", "refused"),
     [
         ("cpu", (), False),
-        ("auto", (), False),
         ("cuda", (), True),
         ("cpu", (BUSY,), False),
-        ("auto", (BUSY,), True),
-        ("auto", (CARD, CARD), False),
+        ("cuda", (BUSY,), True),
         ("cuda", (CARD, CARD), False),
     ],
 )
@@ -131,6 +149,7 @@ def test_gpus_are_looked_at_when_they_are_used(
     device: str, gpus: tuple[Gpu, ...], refused: bool, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preflight, "visible_gpus", lambda: gpus)
+    monkeypatch.setattr(preflight, "torch_is_cpu_build", lambda: False)
     engine = EngineConfig.from_mapping({"model": str(checkpoint), "tp": 2, "device": device})
     stored = GlmConfig.from_directory(checkpoint)
     if refused:
@@ -142,9 +161,40 @@ def test_gpus_are_looked_at_when_they_are_used(
 
 def test_replicas_multiply(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "visible_gpus", lambda: (CARD, CARD))
-    engine = EngineConfig(model=str(checkpoint), tp=2)
+    monkeypatch.setattr(preflight, "torch_is_cpu_build", lambda: False)
+    engine = EngineConfig(model=str(checkpoint), tp=2, device="cuda")
     with pytest.raises(ConfigError, match="4 GPUs are needed"):
         check_gpus(engine, GlmConfig.from_directory(checkpoint), num_replicas=2)
+
+
+def test_cpu_build_of_torch_cannot_be_given_gpus(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "visible_gpus", lambda: (CARD,))
+    monkeypatch.setattr(preflight, "torch_is_cpu_build", lambda: True)
+    with pytest.raises(ConfigError, match="CPU build"):
+        check_gpus(EngineConfig(model=str(checkpoint), device="cuda"), GlmConfig.from_directory(checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("asked", "num_visible", "cpu_build", "device", "why"),
+    [
+        ("cpu", 4, False, "cpu", ""),
+        ("cuda", 0, True, "cuda", ""),
+        ("auto", 0, True, "cpu", ""),
+        ("auto", 3, False, "cuda", ""),
+        ("auto", 4, False, "cuda", ""),
+        ("auto", 1, False, "cpu", "3 GPUs would be needed .* and 1 visible"),
+        ("auto", 4, True, "cpu", "CPU build"),
+    ],
+)
+def test_auto_takes_gpus_when_every_rank_gets_one(
+    asked: DeviceName, num_visible: int, cpu_build: bool, device: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A laptop with one GPU runs three ranks on its CPU, and says so."""
+    monkeypatch.setattr(preflight, "visible_gpus", lambda: (CARD,) * num_visible)
+    monkeypatch.setattr(preflight, "torch_is_cpu_build", lambda: cpu_build)
+    chosen = choose_device(asked, num_gpus=3)
+    assert chosen.device == device
+    assert re.search(why, chosen.why) if why else chosen.why is None
 
 
 def test_cuda_visible_devices_hides_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

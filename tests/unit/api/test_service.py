@@ -26,7 +26,7 @@ async def test_chat_is_rendered_and_parts_are_joined(service):
     parts = [{"type": "text", "text": "he"}, {"type": "text", "text": "y"}]
     messages = [{"role": "system", "content": ""}, {"role": "user", "content": parts}]
     request = ChatCompletionRequest.parse({"model": "tiny", "messages": messages})
-    generation = await service.prepare_chat("r", request)
+    generation = (await service.prepare_chat("r", request)).generation
     assert bytes(generation.prompt) == b"[system][user]hey[a]"
 
 
@@ -64,15 +64,15 @@ async def test_a_character_cut_by_the_limit_is_marked(service):
 
 
 async def test_seeds_are_drawn_afresh_unless_given(service):
-    drawn = {(await service.prepare_completion("r", completion("a"))).sampling.seed for _ in range(5)}
+    drawn = {(await service.prepare_completion("r", completion("a"))).generation.sampling.seed for _ in range(5)}
     assert len(drawn) == 5
     assert all(0 <= seed < 2**63 for seed in drawn)
-    assert (await service.prepare_completion("r", completion("a", seed=7))).sampling.seed == 7
+    assert (await service.prepare_completion("r", completion("a", seed=7))).generation.sampling.seed == 7
 
 
 async def test_sampling_reaches_the_engine(service):
     fields = {"temperature": 0, "top_k": 3, "top_p": 0.5, "min_p": 0.25, "stop_token_ids": [9, 256], "max_tokens": 4}
-    sampling = (await service.prepare_completion("r", completion("a", **fields))).sampling
+    sampling = (await service.prepare_completion("r", completion("a", **fields))).generation.sampling
     assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p) == (0, 3, 0.5, 0.25)
     assert (sampling.stop_token_ids, sampling.max_tokens) == ((256, 9), 4)
 
@@ -153,3 +153,25 @@ async def test_the_loop_is_free_while_a_prompt_is_tokenised(service, monkeypatch
     turning.cancel()
     assert turns > 5
     assert threading.main_thread() not in threads
+
+
+@pytest.mark.parametrize(("length", "elsewhere"), [(10, False), (200_000, True)])
+async def test_long_conversations_are_worked_through_off_the_loop(http, service, monkeypatch, length, elsewhere):
+    """Parsing and rendering megabytes on the event loop once held every stream up for seconds."""
+    parsing, rendering = [], []
+    parse, render = ChatCompletionRequest.parse, service._template.render
+
+    def parse_seen(raw):
+        parsing.append(threading.current_thread())
+        return parse(raw)
+
+    def render_seen(messages):
+        rendering.append(threading.current_thread())
+        return render(messages)
+
+    monkeypatch.setattr(ChatCompletionRequest, "parse", parse_seen)
+    monkeypatch.setattr(service._template, "render", render_seen)
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "a" * length}]}
+    await http.post("/v1/chat/completions", json=body)
+    for [thread] in (parsing, rendering):
+        assert (thread is not threading.main_thread()) is elsewhere

@@ -9,10 +9,15 @@ import pytest
 
 from glm_cluster.api.proto import glm_pb2
 from glm_cluster.errors import EngineUnavailable, Overloaded
+from glm_cluster.records import TokenEvent
+from glm_cluster.text.chat import ChatTemplate
+from glm_cluster.text.tokenizer import Tokenizer
 
 USER = {"role": "user", "content": "abc"}
 CHAT = {"model": "tiny", "messages": [USER]}
 TEXT = {"model": "tiny", "prompt": "abc"}
+EOS = 256
+TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[a]"
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed")
 
 
@@ -55,16 +60,24 @@ BAD_FIELDS = [
     ({"temperature": -0.1}, "temperature"),
     ({"temperature": 2.1}, "temperature"),
     ({"temperature": math.inf}, "finite"),
+    ({"temperature": 1e-300}, "temperature: .* 0, which is greedy, or at least 1e-05"),
+    ({"temperature": 1e-38}, "temperature"),
+    ({"temperature": 9.9e-6}, "temperature"),
     ({"top_p": 0.0}, "top_p"),
     ({"top_p": 1.1}, "top_p"),
     ({"top_k": 0}, "top_k"),
+    ({"top_k": 2**31}, "top_k"),
+    ({"top_k": 2**63 - 1}, "top_k"),
     ({"min_p": -1.0}, "min_p"),
     ({"min_p": 1.5}, "min_p"),
     ({"seed": -1}, "seed"),
     ({"max_tokens": 0}, "max_tokens"),
     ({"max_tokens": 99}, "99 max_tokens"),
+    ({"max_tokens": 2**31 - 1}, "2147483647 max_tokens"),
+    ({"max_tokens": 2**63 - 1}, "max_tokens: "),
     ({"stop_token_ids": [-1]}, "stop_token_ids.0"),
     ({"stop_token_ids": [260]}, "260"),
+    ({"stop_token_ids": [2**63 - 1]}, str(2**63 - 1)),
     ({"stop_token_ids": list(range(65))}, "stop_token_ids"),
 ]
 
@@ -82,10 +95,41 @@ async def test_bad_fields_are_refused_alike(http, stub, echo, fields, words):
     assert echo.seen == []
 
 
+@pytest.mark.parametrize("field", ["temperature", "top_k", "min_p", "top_p", "seed", "max_tokens", "stop_token_ids"])
+@pytest.mark.parametrize("number", [2**63, 10**30, 10**4000])
+async def test_numbers_no_tensor_holds_are_refused(http, echo, field, number):
+    """Over HTTP alone: a protobuf message has no room for them."""
+    for path, body in (("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)):
+        status, message = await http_verdict(http, path, body | {field: [number] if field.endswith("ids") else number})
+        assert status == 400
+        assert field in message
+    assert echo.seen == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": 0.0},
+        {"temperature": 1e-5},
+        {"temperature": 2.0},
+        {"top_p": 1e-300},
+        {"min_p": 1e-300},
+        {"top_k": 2**31 - 1},
+        {"seed": 2**63 - 1},
+    ],
+)
+async def test_values_at_the_edge_are_taken_alike(http, stub, echo, fields):
+    assert (await http.post("/v1/completions", json=TEXT | fields)).status_code == 200
+    assert [chunk async for chunk in stub.Generate(generate_message(TEXT | fields))]
+    over_http, over_grpc = ({name: getattr(seen.sampling, name) for name in fields} for seen in echo.seen)
+    assert over_http == over_grpc == fields
+
+
 @pytest.mark.parametrize(
     ("messages", "words"),
     [
         ([], "messages: "),
+        ([USER] * 4097, "messages: Input should have at most 4096 items"),
         ([{"content": "a"}], "messages.0.role: Field required"),
         ([{"role": "user"}], "messages.0.content: Field required"),
         ([{"role": "user", "content": ""}], "messages.0: a user message"),
@@ -142,6 +186,60 @@ async def test_errors_of_the_engine_leave_alike(http, stub, echo, error, status,
     assert seen == status
     assert "secret" not in message
     assert await generate_verdict(stub, body) == (code, message)
+
+
+async def test_an_engine_that_is_full_is_told_alike(http, stub, echo, monkeypatch):
+    """Refused before its first token, whatever way the answer was to come."""
+
+    async def generate(request):
+        raise Overloaded("1024 requests are waiting here; try later")
+        yield
+
+    monkeypatch.setattr(echo, "generate", generate)
+    for stream in (False, True):
+        for path, body in (("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)):
+            response = await http.post(path, json=body | {"stream": stream})
+            assert (response.status_code, response.headers["retry-after"]) == (429, "1")
+            assert response.json()["error"]["code"] == "overloaded"
+    expected = grpc.StatusCode.RESOURCE_EXHAUSTED, "1024 requests are waiting here; try later"
+    assert await chat_verdict(stub, CHAT) == await generate_verdict(stub, TEXT) == expected
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.ChatStream(chat_message(CHAT)).read()
+    assert (caught.value.code(), caught.value.details()) == expected
+
+
+ENDS_AT_THE_ROLE = TEMPLATE.replace("[a]", "<|end|>")
+
+
+@pytest.mark.parametrize(("template", "shown"), [(ENDS_AT_THE_ROLE, "\nb!"), (TEMPLATE, "\n\nb!")])
+async def test_the_line_break_after_the_role_is_not_shown(
+    http, stub, service, echo, byte_checkpoint, monkeypatch, template, shown
+):
+    """GLM-4's prompt ends in a control token and the model itself goes to the next line; ChatML's prompt does that."""
+    tokenizer = Tokenizer.from_directory(byte_checkpoint)
+    monkeypatch.setattr(service, "_template", ChatTemplate(template, tokenizer.special_ids, {}))
+    ids = (*b"\n\nb!", EOS)
+
+    async def generate(request):
+        for index, token in enumerate(ids):
+            finish = "stop" if token == EOS else None
+            yield TokenEvent(request.request_id, request.attempt, index, (token,), finish)
+
+    monkeypatch.setattr(echo, "generate", generate)
+    body = CHAT | {"return_token_ids": True}
+    answer = (await http.post("/v1/chat/completions", json=body)).json()["choices"][0]
+    assert (answer["message"]["content"], tuple(answer["token_ids"])) == (shown, ids)
+    lines = (await http.post("/v1/chat/completions", json=body | {"stream": True})).text.split("\n\n")
+    choices = [json.loads(line.removeprefix("data: "))["choices"][0] for line in lines[:-2]]
+    assert "".join(choice["delta"]["content"] for choice in choices) == shown
+    assert tuple(id for choice in choices for id in choice["token_ids"]) == ids
+    whole = await stub.Chat(chat_message(body))
+    assert (whole.message.content, tuple(whole.token_ids)) == (shown, ids)
+    chunks = [chunk async for chunk in stub.ChatStream(chat_message(body))]
+    assert "".join(chunk.content for chunk in chunks) == shown
+    assert tuple(id for chunk in chunks for id in chunk.token_ids) == ids
+    text = TEXT | {"prompt": [ord("a"), EOS]}  # a completion is shown as it is
+    assert (await http.post("/v1/completions", json=text)).json()["choices"][0]["text"] == "\n\nb!"
 
 
 @pytest.mark.parametrize("prompt", ["abc!", list("漢字!".encode())])

@@ -1,6 +1,7 @@
 """Templates render as upstream says, and no message can write a control token."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from glm_cluster.errors import CheckpointError, InvalidRequest
-from glm_cluster.text.chat import ChatTemplate
+from glm_cluster.text.chat import ChatTemplate, model_opens_line
 from glm_cluster.text.tokenizer import Plain, Segment, Special, Tokenizer
 
 TURNS = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
@@ -56,6 +57,31 @@ def test_keys_and_values_of_nested_objects_stay_text() -> None:
     tools = [{"<|user|>": {"a": ["<|assistant|>", 1, None, True]}}]
     segments = template("{{ messages[0].tools | tojson }}").render([{"role": "system", "tools": tools}])
     assert segments == (Plain(json.dumps(tools)),)
+
+
+def test_a_prompt_that_ends_at_the_role_leaves_the_line_break_to_the_model() -> None:
+    assert model_opens_line(template(TURNS + PROMPT).render([user("a")]))
+    assert not model_opens_line(template(TURNS + PROMPT + "{{ '\n' }}").render([user("a")]))
+    assert not model_opens_line(template("{{ messages[0].content }}").render([user("<|assistant|>")]))
+
+
+def test_a_long_conversation_is_rendered_in_time() -> None:
+    """Each string once had its pattern built anew: 9 s for 120,000 letters."""
+    letters = [user("a"), assistant("b")] * 10_000
+    start = time.process_time()
+    segments = template(TURNS + PROMPT).render(letters)
+    assert time.process_time() - start < 3
+    assert segments[:4] == (Special(1), Plain("a"), Special(2), Plain("b"))
+    assert len(segments) == 40_001
+
+
+@pytest.mark.parametrize(
+    "typed", ["<" * 300_000, "<|" * 150_000, "<|user" * 50_000, "<|user|>" * 40_000, "\ue000" * 300_000]
+)
+def test_no_text_is_slow_to_cover(typed: str) -> None:
+    start = time.process_time()
+    assert template(TURNS).render([user(typed)]) == (Special(1), Plain(typed))
+    assert time.process_time() - start < 1
 
 
 def test_private_use_characters_of_the_user_come_through() -> None:

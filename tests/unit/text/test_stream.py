@@ -33,6 +33,16 @@ def test_any_bytes_one_token_each(tiny: Tokenizer, data: bytes) -> None:
     assert streamed(tiny, [[byte] for byte in data]) == data.decode("utf-8", "replace")
 
 
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [("\n\nhi", "\nhi"), ("\nhi\n", "hi\n"), ("hi\n", "hi\n"), ("\n", ""), (" \nhi", " \nhi"), ("", "")],
+)
+def test_one_line_break_at_the_beginning_can_be_left_out(tiny: Tokenizer, said: str, shown: str) -> None:
+    for steps in ([[byte] for byte in said.encode()], [[], list(said.encode())]):
+        detokenizer = Detokenizer(tiny, skip_newline=True)
+        assert "".join([*map(detokenizer.push, steps), detokenizer.finish()]) == shown
+
+
 @given(steps=STEPS)
 @QUICK
 def test_glm4_stream_is_its_decode(glm4: Tokenizer, steps: list[list[int]]) -> None:
