@@ -25,6 +25,7 @@ class ChatClient:
     """The chat endpoint of one cluster."""
 
     http: httpx.Client
+    max_tokens: int  # of one answer: a small model may never come to an end by itself
 
     def model(self) -> str:
         """The name of the model served there."""
@@ -35,7 +36,7 @@ class ChatClient:
 
     def stream(self, model: str, messages: Sequence[Message]) -> Generator[str, None, None]:
         """Yield the answer piece by piece. Closing the generator cancels the request."""
-        body = {"model": model, "messages": list(messages), "stream": True, **_SAMPLING}
+        body = {"model": model, "messages": list(messages), "stream": True, "max_tokens": self.max_tokens, **_SAMPLING}
         with _sentences(self.http), self.http.stream("POST", "/v1/chat/completions", json=body) as response:
             _check(response)
             for line in response.iter_lines():
@@ -43,13 +44,13 @@ class ChatClient:
                     yield _piece(json.loads(line.removeprefix("data: ")))
 
 
-def chat(url: str) -> None:
+def chat(url: str, max_tokens: int) -> None:
     """The chat of the command line: prompts on a terminal, plain lines otherwise."""
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
     with open_client(url) as http:
-        client = ChatClient(http)
+        client = ChatClient(http, max_tokens)
         model = client.model()
         prompt = ""
         if sys.stdin.isatty():

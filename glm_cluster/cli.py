@@ -99,6 +99,7 @@ def _add_generate(commands: "Commands") -> None:
 def _add_chat(commands: "Commands") -> None:
     parser = commands.add_parser("chat", help="talk to a running cluster", description="Talk to a running cluster.")
     parser.add_argument("--url", metavar="U", default=f"http://{HOST}:{PORT}", help=f"default http://{HOST}:{PORT}")
+    parser.add_argument("--max-tokens", type=_count, metavar="N", default=1024, help="longest answer (default 1024)")
     parser.set_defaults(run=_chat)
 
 
@@ -262,7 +263,7 @@ def _generate(options: argparse.Namespace) -> None:
 def _chat(options: argparse.Namespace) -> None:
     from glm_cluster.chat import chat
 
-    chat(options.url)
+    chat(options.url, options.max_tokens)
 
 
 def _demo_model(options: argparse.Namespace) -> None:

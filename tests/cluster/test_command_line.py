@@ -44,7 +44,7 @@ def test_printed_curl_line_answers(served: Served) -> None:
 def test_printed_chat_line_answers(served: Served) -> None:
     """Lines on stdin that is no terminal: two questions, two answers, then the end of the input."""
     run = subprocess.run(
-        printed(served, COMMAND).split(),
+        [*printed(served, COMMAND).split(), "--max-tokens", "16"],
         input="What is the capital of France?\nAnd what is two and two?\n",
         check=False,
         capture_output=True,

@@ -11,7 +11,7 @@ from glm_cluster.errors import ConfigError, EngineUnavailable, InvalidRequest
 
 
 def client(answer: Callable[[httpx.Request], httpx.Response], url: str = "http://cluster") -> ChatClient:
-    return ChatClient(httpx.Client(transport=httpx.MockTransport(answer), base_url=url))
+    return ChatClient(httpx.Client(transport=httpx.MockTransport(answer), base_url=url), max_tokens=50)
 
 
 def sse(*events: object) -> httpx.Response:
@@ -34,7 +34,7 @@ def test_streams_the_pieces_and_sends_the_history() -> None:
 
     messages = [{"role": "user", "content": "Capital?"}]
     assert "".join(client(answer).stream("demo", messages)) == "Paris"
-    assert {"model": "demo", "messages": messages, "stream": True}.items() <= sent[0].items()
+    assert {"model": "demo", "messages": messages, "stream": True, "max_tokens": 50}.items() <= sent[0].items()
 
 
 def test_model_is_asked_for() -> None:
@@ -74,7 +74,7 @@ def test_broken_stream() -> None:
 
 def test_url_without_a_scheme() -> None:
     with pytest.raises(ConfigError, match="--url"):
-        ChatClient(httpx.Client(base_url="localhost:8000")).model()
+        ChatClient(httpx.Client(base_url="localhost:8000"), max_tokens=50).model()
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,12 @@ import zmq
 from glm_cluster.deploy.channel import Loss, Receipt, Report, ReturnAddress, Seal, Submission, Tokens
 from glm_cluster.deploy.core import EngineLoop, Outlets
 from glm_cluster.deploy.courier import Courier
-from glm_cluster.errors import InvalidRequest
+from glm_cluster.errors import EngineUnavailable, InternalError, InvalidRequest, Overloaded
 from glm_cluster.records import GenerationRequest, ReplicaLoad, SamplingParams, TokenEvent
 
 LOCAL = "127.0.0.1"
+UNLUCKY = 13  # sum of a prompt that the engine has a defect for
+LOSS = Loss("over", "moved")
 
 
 @dataclass
@@ -26,6 +28,8 @@ class ArithmeticEngine:
     """One token for everybody, each step of `step_s`."""
 
     step_s: float = 0.0
+    room: int = 1000  # requests it takes
+    num_steps: int = 0
     running: dict[tuple[str, int], list[GenerationRequest | int]] = field(default_factory=dict)
     cancelled: list[tuple[str, int]] = field(default_factory=list)
 
@@ -36,6 +40,10 @@ class ArithmeticEngine:
     def add(self, request: GenerationRequest) -> None:
         if not request.prompt:
             raise InvalidRequest("the prompt is empty", param="prompt")
+        if len(self.running) >= self.room:
+            raise Overloaded("too many requests wait; try again later")
+        if sum(request.prompt) == UNLUCKY:
+            raise ZeroDivisionError("a defect")
         self.running[request.request_id, request.attempt] = [request, len(request.output)]
 
     def cancel(self, request_id: str, attempt: int) -> None:
@@ -44,6 +52,7 @@ class ArithmeticEngine:
 
     def step(self) -> list[TokenEvent]:
         time.sleep(self.step_s)
+        self.num_steps += 1
         events = []
         for key, (request, index) in list(self.running.items()):
             finish = "length" if index + 1 == request.sampling.max_tokens else None
@@ -109,7 +118,6 @@ async def courier(
     def turn() -> None:
         while not stop.is_set():
             loop.turn()
-        outlets.close()
 
     thread = threading.Thread(target=turn)
     thread.start()
@@ -117,7 +125,7 @@ async def courier(
     yield courier
     stop.set()
     await asyncio.to_thread(thread.join)
-    await courier.close(Loss("over", entered=True))
+    await courier.close(LOSS)
 
 
 @pytest.fixture
@@ -125,10 +133,11 @@ def ingress(context: zmq.Context) -> Ingress:
     return Ingress(context)
 
 
-def submission(name: str, to: ReturnAddress | None, *, prompt: tuple[int, ...] = (1, 2), max_tokens: int = 4):
-    return Submission(
-        GenerationRequest(request_id=name, prompt=prompt, sampling=SamplingParams(max_tokens=max_tokens)), to
-    )
+def submission(
+    name: str, to: ReturnAddress | None, *, prompt: tuple[int, ...] = (1, 2), max_tokens: int = 4, attempt: int = 0
+):
+    sampling = SamplingParams(max_tokens=max_tokens)
+    return Submission(GenerationRequest(request_id=name, prompt=prompt, sampling=sampling, attempt=attempt), to)
 
 
 async def test_a_submission_ends_with_a_receipt_and_its_tokens(courier: Courier, ingress: Ingress):
@@ -156,6 +165,52 @@ async def test_a_refusal_is_raised_and_the_engine_lives_on(courier: Courier, ing
         await courier.submit(submission("bad", ingress.address, prompt=()))
     assert caught.value.param == "prompt"
     assert await courier.submit(submission("good", ingress.address)) == Receipt(4, "length")
+
+
+async def test_too_many_requests_is_said_as_such(courier: Courier, engine: ArithmeticEngine, ingress: Ingress):
+    engine.room = 0
+    with pytest.raises(Overloaded):
+        await courier.submit(submission("r", ingress.address))
+
+
+async def test_a_defect_costs_one_request(courier: Courier, engine: ArithmeticEngine, ingress: Ingress):
+    """An engine that fails in a way nobody foresaw, while it takes a request, goes on with the others."""
+    engine.step_s = 0.005
+    neighbour = asyncio.create_task(courier.submit(submission("neighbour", ingress.address, max_tokens=40)))
+    with pytest.raises(InternalError, match="a defect"):
+        await courier.submit(submission("unlucky", ingress.address, prompt=(UNLUCKY,)))
+    assert await neighbour == Receipt(40, "length")
+
+
+async def test_a_request_that_no_message_can_hold_harms_no_other(courier: Courier, ingress: Ingress):
+    """Orders of many callers share a message; one that could not be packed once took the sender down with it."""
+    calls = [submission("too big", ingress.address, prompt=(2**64,)), submission("good", ingress.address)]
+    bad, good = await asyncio.gather(*map(courier.submit, calls), return_exceptions=True)
+    assert isinstance(bad, InternalError)
+    assert good == Receipt(4, "length")
+    assert not any(task.done() for task in courier.tasks)
+
+
+async def test_the_next_attempt_takes_over(courier: Courier, engine: ArithmeticEngine, ingress: Ingress):
+    """Whoever makes attempt 1 has given attempt 0 up, even where its cancellation was lost."""
+    engine.step_s = 0.005
+    old = asyncio.create_task(courier.submit(submission("r", ingress.address, max_tokens=100_000)))
+    other = asyncio.create_task(courier.submit(submission("other", ingress.address, max_tokens=60)))
+    await asyncio.sleep(0.1)
+    assert await courier.submit(submission("r", ingress.address, attempt=1)) == Receipt(4, "length")
+    assert engine.cancelled == [("r", 0)]
+    with pytest.raises(EngineUnavailable):
+        await old
+    assert await other == Receipt(60, "length")
+
+
+async def test_an_attempt_is_taken_once(courier: Courier, engine: ArithmeticEngine, ingress: Ingress):
+    """Ray may send a call twice; the second must not disturb the first."""
+    engine.step_s = 0.005
+    first = asyncio.create_task(courier.submit(submission("r", ingress.address, max_tokens=20)))
+    await asyncio.sleep(0.02)
+    assert isinstance(await courier.submit(submission("r", ingress.address, max_tokens=20)), Loss)
+    assert await first == Receipt(20, "length")
 
 
 async def test_cancelling_a_call_cancels_the_request(courier: Courier, engine: ArithmeticEngine, ingress: Ingress):
@@ -212,9 +267,19 @@ async def test_closing_ends_open_calls_with_the_loss(context: zmq.Context):
     courier.start(lambda report: None)
     call = asyncio.create_task(courier.submit(submission("r", None)))
     await asyncio.sleep(0.01)
-    loss = Loss("rank 1 died", entered=True, replica="a")
+    loss = Loss("rank 1 died", "died", replica="a")
     await courier.close(loss)
     assert await call == loss
+    assert await courier.submit(submission("late", None)) == loss
+
+
+async def test_a_line_that_breaks_is_seen(courier: Courier, context: zmq.Context, engine: ArithmeticEngine):
+    """A report that cannot be read ends a task that the group watches; it does not leave callers waiting for ever."""
+    poser = context.socket(zmq.PUSH)
+    poser.connect(courier.reports_endpoint)
+    poser.send(courier.seal.close(b"not a report"))
+    done, _ = await asyncio.wait(courier.tasks, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+    assert done.pop().exception() is not None
 
 
 async def test_a_dead_ingress_never_stops_a_step(

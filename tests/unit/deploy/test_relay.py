@@ -17,7 +17,7 @@ from glm_cluster.deploy import relay as relay_module
 from glm_cluster.deploy.channel import Loss, Receipt, Seal, Submission, Tokens
 from glm_cluster.deploy.inbox import Inbox
 from glm_cluster.deploy.relay import Relay
-from glm_cluster.errors import DeadlineExceeded, EngineUnavailable, InternalError, InvalidRequest
+from glm_cluster.errors import DeadlineExceeded, EngineUnavailable, InternalError, InvalidRequest, Overloaded
 from glm_cluster.metrics import NoMeters
 from glm_cluster.records import GenerationRequest, SamplingParams, TokenEvent
 
@@ -78,7 +78,7 @@ async def wire() -> AsyncIterator[Wire]:
 async def inbox() -> AsyncIterator[Inbox]:
     inbox = Inbox.open("127.0.0.1")
     yield inbox
-    assert inbox.num_feeds == 0
+    assert not inbox._feeds
     await inbox.close()
 
 
@@ -139,7 +139,7 @@ async def test_a_lost_replica_is_not_noticed(make_relay, wire: Wire, cut: int):
     async def dies(wire: Wire, submission: Submission) -> Loss:
         await wire.run(submission, stop_at=cut)
         await asyncio.sleep(0.02)
-        return Loss("killed", entered=True, replica="a")
+        return Loss("killed", "died", replica="a")
 
     assert await collect(make_relay(dies, undisturbed)) == UNDISTURBED
     second = wire.submissions[1]
@@ -154,7 +154,7 @@ async def test_tokens_that_come_after_the_loss_are_dropped(make_relay):
     async def dies(wire: Wire, submission: Submission) -> Loss:
         await wire.run(submission, stop_at=2)
         await asyncio.sleep(0.02)
-        return Loss("connection lost", entered=True)
+        return Loss("connection lost", "moved")
 
     async def haunted(wire: Wire, submission: Submission) -> Receipt:
         old = wire.submissions[0]
@@ -225,24 +225,38 @@ async def test_the_receipt_may_overtake_the_tokens(make_relay, wire: Wire):
 
 
 async def test_migrations_are_bounded(make_relay, wire: Wire):
-    async def dies(wire: Wire, submission: Submission) -> Loss:
-        return Loss("killed", entered=True)
+    async def drains(wire: Wire, submission: Submission) -> Loss:
+        return Loss("stopped", "moved")
 
-    with pytest.raises(EngineUnavailable, match="killed"):
-        await collect(make_relay(dies, max_migrations=2))
+    with pytest.raises(EngineUnavailable, match="stopped"):
+        await collect(make_relay(drains, max_migrations=2))
+    assert len(wire.submissions) == 3
+
+
+async def test_a_request_inside_two_dying_engines_fails_alone(make_relay, wire: Wire):
+    """It may be what kills them: an orderly move between the deaths does not count, a third engine does not see it."""
+
+    async def dies(wire: Wire, submission: Submission) -> Loss:
+        return Loss("killed", "died")
+
+    async def drains(wire: Wire, submission: Submission) -> Loss:
+        return Loss("stopped", "moved")
+
+    with pytest.raises(InternalError, match="2 engines died"):
+        await collect(make_relay(dies, drains, dies, undisturbed, max_migrations=10))
     assert len(wire.submissions) == 3
 
 
 async def test_refusals_are_not_migrations(make_relay):
     async def refuses(wire: Wire, submission: Submission) -> Loss:
-        return Loss("restarting", entered=False)
+        return Loss("restarting", "refused")
 
     assert await collect(make_relay(*[refuses] * 6, undisturbed, max_migrations=0)) == UNDISTURBED
 
 
 async def test_the_deadline_holds_over_all_attempts(make_relay, wire: Wire):
     async def refuses(wire: Wire, submission: Submission) -> Loss:
-        return Loss("restarting", entered=False)
+        return Loss("restarting", "refused")
 
     with pytest.raises(DeadlineExceeded):
         await collect(make_relay(refuses, request_timeout_s=0.2))
@@ -270,7 +284,7 @@ async def test_closing_a_stream_cancels_the_engine(make_relay, wire: Wire, inbox
         assert [(await anext(events)).tokens, (await anext(events)).tokens] == [(3,), (13,)]
     await asyncio.sleep(0)
     assert wire.cancelled == [0]
-    assert inbox.num_feeds == 0
+    assert not inbox._feeds
 
 
 async def test_an_error_of_ours_is_the_clients(make_relay):
@@ -281,12 +295,47 @@ async def test_an_error_of_ours_is_the_clients(make_relay):
         await collect(make_relay(invalid))
 
 
-async def test_a_foreign_error_ends_the_request_not_the_relay(make_relay):
+async def test_an_overloaded_engine_is_not_tried_again(make_relay, wire: Wire):
+    async def full(wire: Wire, submission: Submission) -> Receipt:
+        raise Overloaded("too many requests wait; try again later")
+
+    with pytest.raises(Overloaded):
+        await collect(make_relay(full, undisturbed))
+    assert len(wire.submissions) == 1
+
+
+async def test_a_foreign_error_is_a_move(make_relay, wire: Wire):
+    """What Ray raises of its own says something of the call, not of the request."""
+
     async def broken(wire: Wire, submission: Submission) -> Receipt:
+        await wire.run(submission, stop_at=2)
+        await asyncio.sleep(0.02)
         raise ZeroDivisionError("oops")
 
-    with pytest.raises(InternalError, match="oops"):
-        await collect(make_relay(broken))
+    assert await collect(make_relay(broken, undisturbed)) == UNDISTURBED
+    with pytest.raises(EngineUnavailable, match="oops"):
+        await collect(make_relay(broken, max_migrations=0))
+
+
+async def test_a_call_that_somebody_else_cancels_is_a_move(make_relay, wire: Wire):
+    async def cancelled(wire: Wire, submission: Submission) -> Receipt:
+        raise asyncio.CancelledError
+
+    assert await collect(make_relay(cancelled, undisturbed)) == UNDISTURBED
+    assert len(wire.submissions) == 2
+
+
+async def test_a_stream_ends_with_its_receipt_once_every_token_is_here(make_relay, wire: Wire):
+    """The end may come in an event without tokens, and that one may be lost."""
+
+    async def loses_the_end(wire: Wire, submission: Submission) -> Receipt:
+        for index in range(6):
+            await wire.send(submission, [replace(event(submission, index), finish=None)])
+        await asyncio.sleep(0.02)
+        return Receipt(6, "length")
+
+    assert await collect(make_relay(loses_the_end)) == UNDISTURBED
+    assert len(wire.submissions) == 1
 
 
 async def test_requests_with_the_same_name_do_not_meet(make_relay):
