@@ -24,7 +24,7 @@ COMMANDS = ("serve", "generate", "chat", "demo-model")
 FLAGS = {
     "serve": {"--model", "--tp", "--replicas", "--host", "--port", "--grpc-port", "--dtype", "--device", "--config"},
     "generate": {"--model", "--prompt", "--max-tokens", "--temperature", "--seed", "--dtype", "--device"},
-    "chat": {"--url"},
+    "chat": {"--url", "--max-tokens"},
     "demo-model": set(),
 }
 
@@ -235,7 +235,7 @@ def test_serve_hands_over_and_greets(
 def test_interrupt_leaves_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     from glm_cluster import chat
 
-    def interrupted(url: str) -> None:
+    def interrupted(url: str, max_tokens: int) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(chat, "chat", interrupted)
