@@ -8,13 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from hmac import compare_digest
-from typing import Any, Self
+from typing import Any, Literal, Self, TypeAlias
 
 import msgpack
 
 from glm_cluster.deploy.failure import named_error
 from glm_cluster.errors import GlmError
 from glm_cluster.records import FinishReason, GenerationRequest, ReplicaLoad, SamplingParams, TokenEvent
+
+LossKind: TypeAlias = Literal["died", "moved", "refused"]
+"""died: the engine died with the request inside; moved: it must go on elsewhere though no death is proven (an orderly
+stop, a broken connection, tokens lost on the way); refused: no engine ever saw it, so trying again costs nothing."""
 
 _MAC_BYTES = 16
 
@@ -62,6 +66,27 @@ class Submission:
     reply_to: ReturnAddress | None
     avoid: tuple[str, ...] = ()
 
+    def pack(self) -> bytes:
+        """What rank 0 must know of it, as msgpack."""
+        request, to = self.request, self.reply_to
+        sampling = {name: getattr(request.sampling, name) for name in SamplingParams.__slots__}
+        address = None if to is None else (to.endpoint, to.key)
+        return _pack([request.request_id, request.attempt, request.prompt, request.output, sampling, address])
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Self:
+        """From msgpack."""
+        request_id, attempt, prompt, output, sampling, address = _unpack(body)
+        sampling["stop_token_ids"] = tuple(sampling["stop_token_ids"])
+        request = GenerationRequest(
+            request_id=request_id,
+            attempt=attempt,
+            prompt=tuple(prompt),
+            output=tuple(output),
+            sampling=SamplingParams(**sampling),
+        )
+        return cls(request, None if address is None else ReturnAddress(*address))
+
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
@@ -73,13 +98,10 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A submission that its replica could not finish; the request may be re-entered elsewhere.
-
-    `entered` is False where no engine ever saw it: trying again then costs nothing.
-    """
+    """A submission that its replica could not finish; the request may be re-entered elsewhere."""
 
     reason: str
-    entered: bool
+    kind: LossKind
     replica: str | None = None  # None where only the connection is known to have failed
 
 
@@ -87,18 +109,18 @@ class Loss:
 class Orders:
     """Replica to rank 0: everything that arrived since the last message."""
 
-    adds: tuple[Submission, ...] = ()
+    adds: tuple[bytes, ...] = ()  # submissions, each packed by itself: one that cannot be harms no other
     cancels: tuple[tuple[str, int], ...] = ()  # (request_id, attempt)
 
     def pack(self) -> bytes:
         """As msgpack."""
-        return _pack([[_submission_out(a) for a in self.adds], self.cancels])
+        return _pack([self.adds, self.cancels])
 
     @classmethod
     def unpack(cls, body: bytes) -> Self:
         """From msgpack."""
         adds, cancels = _unpack(body)
-        return cls(tuple(_submission_in(a) for a in adds), tuple((r, a) for r, a in cancels))
+        return cls(tuple(adds), tuple((r, a) for r, a in cancels))
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,26 +172,6 @@ class Report:
         steps, (waiting, running, free, blocks), ended, batches = _unpack(body)
         load = ReplicaLoad(num_waiting=waiting, num_running=running, num_free_blocks=free, num_blocks=blocks)
         return cls(steps, load, tuple(_ended_in(e) for e in ended), tuple(batches))
-
-
-def _submission_out(submission: Submission) -> list[Any]:
-    request, to = submission.request, submission.reply_to
-    sampling = {name: getattr(request.sampling, name) for name in SamplingParams.__slots__}
-    address = None if to is None else (to.endpoint, to.key)
-    return [request.request_id, request.attempt, request.prompt, request.output, sampling, address]
-
-
-def _submission_in(row: Sequence[Any]) -> Submission:
-    request_id, attempt, prompt, output, sampling, address = row
-    sampling["stop_token_ids"] = tuple(sampling["stop_token_ids"])
-    request = GenerationRequest(
-        request_id=request_id,
-        attempt=attempt,
-        prompt=tuple(prompt),
-        output=tuple(output),
-        sampling=SamplingParams(**sampling),
-    )
-    return Submission(request, None if address is None else ReturnAddress(*address))
 
 
 def _ended_out(ended: Ended) -> list[Any]:

@@ -5,6 +5,7 @@ a step it sends one message to each ingress concerned, and never waits for one: 
 misses and fetches again by re-entry.
 """
 
+import logging
 import time
 from collections import defaultdict
 from dataclasses import dataclass
@@ -13,11 +14,13 @@ from typing import TYPE_CHECKING
 import zmq
 
 from glm_cluster.deploy.channel import Ended, Orders, Receipt, Report, ReturnAddress, Seal, Submission, Tokens
-from glm_cluster.errors import GlmError
+from glm_cluster.errors import EngineUnavailable, GlmError, InternalError
 from glm_cluster.records import TokenEvent
 
 if TYPE_CHECKING:  # the engine brings torch; this module alone does not need it
     from glm_cluster.engine.engine import Engine
+
+logger = logging.getLogger(__name__)
 
 HEARTBEAT_S = 1.0  # an idle loop reports this often
 _REPORT_S = 0.1  # a busy loop reports at most this often, and at once when a request ends
@@ -46,17 +49,12 @@ class Outlets:
         """Close what has not been used for a while."""
         stale = time.monotonic() - _IDLE_OUTLET_S
         for address in [a for a, (_, used) in self._open.items() if used < stale]:
-            self._open.pop(address)[0].close(linger=0)
-
-    def close(self) -> None:
-        """Close all."""
-        for socket, _ in self._open.values():
-            socket.close(linger=0)
-        self._open.clear()
+            self._open.pop(address)[0].close()
 
     def _connect(self, address: ReturnAddress) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.PUSH)
         socket.set(zmq.SNDHWM, _QUEUED_MESSAGES)
+        socket.set(zmq.LINGER, 0)
         socket.connect(address.endpoint)
         return socket
 
@@ -90,16 +88,13 @@ class EngineLoop:
         self._open: dict[tuple[str, int], _Open] = {}
         self._ended: list[Ended] = []
         self._batches: list[int] = []
-        self._steps = 0
         self._reported_at = float("-inf")
 
     def turn(self) -> None:
         """Take the orders that wait, run one step, send what it made. Sleeps until a heartbeat is due when idle."""
         self._take_orders()
         if self._engine.has_work:
-            events = self._engine.step()
-            self._steps += 1
-            self._deliver(events)
+            self._deliver(self._engine.step())
         self._report()
 
     def _take_orders(self) -> None:
@@ -110,7 +105,7 @@ class EngineLoop:
         while self._orders.poll(0):
             if (body := self._seal.open(self._orders.recv())) is not None:
                 orders = Orders.unpack(body)
-                adds.extend(orders.adds)
+                adds.extend(map(Submission.unpack, orders.adds))
                 self._cancel(orders.cancels, adds)
         for submission in adds:
             self._add(submission)
@@ -127,12 +122,24 @@ class EngineLoop:
     def _add(self, submission: Submission) -> None:
         request = submission.request
         key = (request.request_id, request.attempt)
+        if request.attempt:
+            self._drop_before(*key)
         try:
             self._engine.add(request)
         except GlmError as error:
             self._ended.append(Ended(*key, error))
+        except Exception as error:  # the edge of the process: the others keep their group
+            logger.exception("a request could not be added")
+            self._ended.append(Ended(*key, InternalError(f"the engine failed on the request: {error!r}")))
         else:
             self._open[key] = _Open(submission.reply_to, len(request.output))
+
+    def _drop_before(self, request_id: str, attempt: int) -> None:
+        """Cancel the earlier attempts of a request: whoever makes the next one has given them up."""
+        for key in [k for k in self._open if k[0] == request_id and k[1] < attempt]:
+            del self._open[key]
+            self._engine.cancel(*key)
+            self._ended.append(Ended(*key, EngineUnavailable(f"attempt {attempt} of the request has taken over")))
 
     def _deliver(self, events: list[TokenEvent]) -> None:
         outgoing: defaultdict[ReturnAddress, list[TokenEvent]] = defaultdict(list)
@@ -153,7 +160,7 @@ class EngineLoop:
         now = time.monotonic()
         if not self._ended and now - self._reported_at < _REPORT_S:
             return
-        report = Report(self._steps, self._engine.load(), tuple(self._ended), tuple(self._batches))
+        report = Report(self._engine.num_steps, self._engine.load(), tuple(self._ended), tuple(self._batches))
         self._reports.send(self._seal.close(report.pack()), zmq.NOBLOCK)
         self._ended.clear()
         self._batches.clear()

@@ -10,7 +10,7 @@ import zmq
 import zmq.asyncio
 
 from glm_cluster.deploy.channel import Ended, Loss, Orders, Receipt, Report, Seal, Submission
-from glm_cluster.errors import GlmError
+from glm_cluster.errors import GlmError, InternalError
 
 _WINDOW_S = 0.002  # orders given within this of the last message share the next one
 
@@ -26,21 +26,26 @@ class Courier:
         self.reports_endpoint = f"tcp://{host}:{self._reports.bind_to_random_port(f'tcp://{host}')}"
         self.seal = Seal.new()
         self._calls: dict[tuple[str, int], asyncio.Future[Receipt | Loss]] = {}
-        self._adds: list[Submission] = []
+        self._adds: list[bytes] = []
         self._cancels: list[tuple[str, int]] = []
         self._given = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._closed: Loss | None = None
+        self.tasks: list[asyncio.Task[None]] = []  # one that ends before `close` has failed, and the line with it
 
     def start(self, on_report: Callable[[Report], None]) -> None:
         """Begin to carry."""
-        self._tasks = [asyncio.create_task(self._send_orders()), asyncio.create_task(self._take_reports(on_report))]
+        self.tasks = [asyncio.create_task(self._send_orders()), asyncio.create_task(self._take_reports(on_report))]
 
     async def submit(self, submission: Submission) -> Receipt | Loss:
         """Hand `submission` to the engine and wait until it ends. Cancelling this cancels it in the engine."""
         key = (submission.request.request_id, submission.request.attempt)
+        if self._closed is not None:
+            return self._closed
+        if key in self._calls:
+            return Loss("a call for this attempt is open already", "moved")
+        self._adds.append(_packed(submission))
         call: asyncio.Future[Receipt | Loss] = asyncio.get_running_loop().create_future()
         self._calls[key] = call
-        self._adds.append(submission)
         self._given.set()
         try:
             return await call
@@ -51,13 +56,14 @@ class Courier:
                 self._given.set()
 
     async def close(self, loss: Loss) -> None:
-        """End every open call with `loss`, and stop."""
+        """End every open call, and those still to come, with `loss`, and stop."""
+        self._closed = loss
         for call in self._calls.values():
             if not call.done():
                 call.set_result(loss)
-        for task in self._tasks:
+        for task in self.tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self.tasks, return_exceptions=True)
         self._orders.close(linger=0)
         self._reports.close(linger=0)
         self._context.term()
@@ -89,3 +95,10 @@ class Courier:
             call.set_exception(ended.outcome)
         else:
             call.set_result(ended.outcome)
+
+
+def _packed(submission: Submission) -> bytes:
+    try:
+        return submission.pack()
+    except (OverflowError, TypeError, ValueError) as error:
+        raise InternalError(f"the request cannot be sent to its engine: {error}") from error

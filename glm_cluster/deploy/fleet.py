@@ -5,13 +5,12 @@ from contextvars import Context
 from typing import Any
 
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
-from ray.serve.exceptions import DeploymentUnavailableError, RequestCancelledError
+from ray.serve.exceptions import DeploymentUnavailableError
 
 from glm_cluster.deploy.channel import Loss, Receipt, Submission
 from glm_cluster.errors import GlmError
 
 _PROBE_S = 10.0
-_SETTLE_S = 0.01
 
 
 class Fleet:
@@ -24,25 +23,16 @@ class Fleet:
     async def submit(self, submission: Submission) -> Receipt | Loss:
         """Run `submission` on some replica. Cancelling this cancels the call down to the engine."""
         response = self._generate.remote(submission)
-        # Ray forgets a cancellation that falls into the very tick in which the call was assigned to a replica, so
-        # the wait for the answer goes on by itself and the cancellation comes a little later.
         call = asyncio.ensure_future(_answer(response))
         try:
-            outcome = await asyncio.shield(call)
+            await asyncio.wait([call])  # raises where we are cancelled, not where the call is
         except asyncio.CancelledError:
+            _cancel(response)
             call.add_done_callback(_forget)
-            asyncio.get_running_loop().call_later(_SETTLE_S, response.cancel)
             raise
-        except (ActorDiedError, ActorUnavailableError, RequestCancelledError) as error:
-            # Unavailable does not prove death: the attempt's number is what fences its tokens off.
-            return Loss(f"the replica is gone: {type(error).__name__}", entered=True)
-        except DeploymentUnavailableError:
-            return Loss("no replica could be started", entered=False)
-        except RayTaskError as error:
-            if isinstance(error.cause, GlmError):
-                raise error.cause from None
-            return Loss(f"the replica failed: {error}", entered=True)
-        return outcome
+        if call.cancelled():
+            return Loss("the replica cancelled the call", "moved")
+        return call.result()
 
     async def ready(self) -> bool:
         """Whether a replica can make a token now."""
@@ -61,13 +51,37 @@ class Fleet:
         except asyncio.CancelledError:
             response.cancel()
             raise
-        except (RayError, GlmError, DeploymentUnavailableError, RequestCancelledError):
+        except (RayError, GlmError, DeploymentUnavailableError):
             return False
 
 
 async def _answer(response: Any) -> Receipt | Loss:
-    outcome: Receipt | Loss = await response
-    return outcome
+    try:
+        outcome: Receipt | Loss = await response
+        return outcome
+    except ActorDiedError:
+        return Loss("the replica died", "died")
+    except ActorUnavailableError as error:
+        response.cancel()  # it may live on; the attempt's number is what fences its tokens off
+        return Loss(f"the replica cannot be reached: {error}", "moved")
+    except DeploymentUnavailableError:
+        return Loss("no replica could be started", "refused")
+    except RayTaskError as error:
+        if isinstance(error.cause, GlmError):
+            raise error.cause from None
+        return Loss(f"the replica failed: {error.cause!r}", "moved")
+    except RayError as error:
+        return Loss(f"the replica call failed: {error!r}", "moved")
+
+
+def _cancel(response: Any) -> None:
+    """Cancel a call in whatever state it is.
+
+    Ray forgets a cancellation that falls between the assignment of a call to a replica and the next step of who
+    awaits it. A second wait, whose first step comes right before the cancellation, has taken the assignment by then.
+    """
+    asyncio.ensure_future(_answer(response)).add_done_callback(_forget)
+    asyncio.get_running_loop().call_soon(response.cancel)
 
 
 def _forget(call: "asyncio.Future[Receipt | Loss]") -> None:

@@ -4,6 +4,7 @@ Knows Ray's actors and placement groups. A group that lost a rank is not repaire
 """
 
 import asyncio
+import logging
 import math
 import time
 from collections import Counter
@@ -23,6 +24,9 @@ from glm_cluster.errors import EngineUnavailable, GlmError
 from glm_cluster.metrics import BLOCKS, ENGINE_SUBMISSION_BATCH, FREE_BLOCKS, RUNNING, WAITING, Meters
 from glm_cluster.records import ReplicaLoad
 
+logger = logging.getLogger(__name__)
+
+_START_S = 1800.0  # actors placed, model loaded, rank 0 listening
 _LOCAL = "127.0.0.1"  # rank 0 shares the replica's bundle, so its host
 _LISTEN_S = 1.0
 _DEATH_S = 10.0
@@ -71,7 +75,7 @@ class RankGroup:
 
     @classmethod
     async def start(cls, config: ClusterConfig, bundles: Bundles, epoch: str, meters: Meters) -> Self:
-        """Make the actors, load the model and wait until rank 0 listens."""
+        """Make the actors, load the model and wait until rank 0 listens, or raise having left nothing."""
         courier = Courier(_LOCAL)
         ranks = [
             ray.remote(Shard)
@@ -85,15 +89,19 @@ class RankGroup:
         ]
         group = cls(ranks, [], courier, meters)
         try:
-            address = await ranks[0].open_store.remote()
-            group._runs.extend(asyncio.create_task(_completion(rank.run.remote(address))) for rank in ranks)
-            courier.start(group._take)
-            await group._ready()
-        except RayError as error:
-            await group.close("start-up failed")
-            raise EngineUnavailable(f"a rank died while it started: {error}") from error
-        except BaseException:
-            await group.close("start-up failed")
+            async with asyncio.timeout(_START_S):
+                address = await ranks[0].open_store.remote()
+                group._runs.extend(asyncio.create_task(_completion(rank.run.remote(address))) for rank in ranks)
+                courier.start(group._take)
+                await group._ready()
+        except BaseException as error:
+            await group.close(Loss("the group did not start", "refused"))
+            if isinstance(error, RayError):
+                raise EngineUnavailable(f"a rank died while it started: {error}") from error
+            if isinstance(error, TimeoutError):
+                raise EngineUnavailable(
+                    f"the ranks did not start in {_START_S / 60:g} min; `ray status` tells if the cluster has room"
+                ) from error
             raise
         return group
 
@@ -102,18 +110,21 @@ class RankGroup:
         return await self._courier.submit(submission)
 
     async def ended(self, silence_s: float) -> str:
-        """Wait until a rank dies or rank 0 says nothing for `silence_s`; the reason."""
+        """Wait until a rank dies, the line to rank 0 fails, or rank 0 says nothing for `silence_s`; the reason."""
+        parts = {run: f"rank {rank} of {len(self._runs)} died" for rank, run in enumerate(self._runs)}
+        parts |= dict.fromkeys(self._courier.tasks, "the line to rank 0 failed")
         while True:
-            done, _ = await asyncio.wait(self._runs, timeout=_LISTEN_S, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(parts, timeout=_LISTEN_S, return_when=asyncio.FIRST_COMPLETED)
             if done:
-                rank = self._runs.index(next(iter(done)))
-                return f"rank {rank} of {len(self._runs)} died: {next(iter(done)).exception()}"
+                part = done.pop()
+                logger.error("%s", parts[part], exc_info=None if part.cancelled() else part.exception())
+                return parts[part]
             if time.monotonic() - self._heard_at > silence_s:
                 return f"a step took longer than {silence_s:g} s"
 
-    async def close(self, reason: str, replica: str | None = None) -> None:
-        """End every open call with a Loss, kill every rank, and wait until they are gone."""
-        await self._courier.close(Loss(reason, entered=True, replica=replica))
+    async def close(self, loss: Loss) -> None:
+        """End every open call with `loss`, kill every rank, and wait until they are gone."""
+        await self._courier.close(loss)
         for rank in self._ranks:
             ray.kill(rank)
         if self._runs:

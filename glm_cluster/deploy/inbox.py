@@ -61,11 +61,6 @@ class Inbox:
         finally:
             del self._feeds[key]
 
-    @property
-    def num_feeds(self) -> int:
-        """Attempts now open."""
-        return len(self._feeds)
-
     async def close(self) -> None:
         """Stop listening."""
         self._pump.cancel()

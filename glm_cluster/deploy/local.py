@@ -7,6 +7,7 @@ what it is doing.
 import math
 import os
 import random
+import secrets
 import signal
 import socket
 import sys
@@ -14,17 +15,18 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
 from glm_cluster.config import ClusterConfig
 from glm_cluster.deploy.failure import error_within
 from glm_cluster.deploy.files import SERVICERS
-from glm_cluster.errors import EngineUnavailable
+from glm_cluster.errors import ConfigError, EngineUnavailable
 
 _APP = "glm"
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PROXIED_HOSTS = ("127.0.0.1", "localhost", "0.0.0.0")
 OBJECT_STORE_BYTES = 128 << 20  # we put nothing there; Ray would take a third of the memory
 _FIRST_ANSWER_S = 60.0
 _STREAMS_PER_CONNECTION = "1000"
@@ -51,9 +53,10 @@ def serve(
     on_stage: Callable[[str], None],
     on_ready: Callable[[Endpoints], None],
 ) -> None:
-    """Serve until SIGINT or SIGTERM, then stop everything this started. Call from the main thread."""
+    """Serve until a signal asks to stop, then stop everything this started. Call from the main thread."""
     config = ClusterConfig.from_mapping(args)
     set_ray_flags()
+    check_host(host)
     reachable = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
     endpoints = Endpoints(f"http://{reachable}:{port}", f"{reachable}:{grpc_port}", config.model_name)
     try:
@@ -84,7 +87,8 @@ def set_ray_flags() -> None:
     http_ports, grpc_ports = free_range(_INGRESS_PORTS), free_range(_INGRESS_PORTS)
     flags = {
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": ha_proxy,  # alone it is slower than neither
-        "RAY_AUTH_MODE": "disabled",  # a token would be written into the user's home
+        "RAY_AUTH_MODE": "token",  # Ray listens on every address, and who reaches it can run code
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),  # or Ray would write one into the user's home
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS_SKIP_REGEX": "ServeController.graceful_shutdown failed",  # said of every orderly stop
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
@@ -101,6 +105,12 @@ def set_ray_flags() -> None:
     }
     for name, value in flags.items():
         os.environ.setdefault(name, value)
+
+
+def check_host(host: str) -> None:
+    """Refuse an address that would never get ready: HAProxy reaches the fronts, which listen on `host`, locally."""
+    if os.environ["RAY_SERVE_ENABLE_HA_PROXY"] == "1" and host not in _PROXIED_HOSTS:
+        raise ConfigError(f"host must be one of {', '.join(_PROXIED_HOSTS)}, not {host}; 0.0.0.0 listens everywhere")
 
 
 def free_port() -> int:
@@ -176,10 +186,11 @@ def run_app(config: ClusterConfig) -> None:
 
 def wait_until_ready(http_url: str) -> None:
     """Wait until /health is green through the front door, which says that a token can be had."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever http_proxy says
     deadline = time.monotonic() + _FIRST_ANSWER_S
     while time.monotonic() < deadline:
         try:
-            with urllib.request.urlopen(f"{http_url}/health", timeout=10):
+            with direct.open(f"{http_url}/health", timeout=10):
                 return
         except (OSError, urllib.error.URLError):
             time.sleep(0.1)
@@ -187,18 +198,22 @@ def wait_until_ready(http_url: str) -> None:
 
 
 def stop() -> None:
-    """Undo whatever of the above has happened."""
+    """Undo whatever of the above has happened. A signal cuts Serve's orderly part short, never Ray's end."""
     import ray
     from ray import serve as ray_serve
 
-    if ray.is_initialized():
-        ray_serve.shutdown()
+    if not ray.is_initialized():
+        return
+    try:
+        with suppress(KeyboardInterrupt), _signals_interrupt():
+            ray_serve.shutdown()
+    finally:
         ray.shutdown()
 
 
 @contextmanager
 def _signals_interrupt() -> Iterator[None]:
-    """SIGINT and SIGTERM raise KeyboardInterrupt, whatever the shell that started us had set."""
+    """The first signal to stop raises KeyboardInterrupt, whatever the shell that started us had set."""
     before = {number: signal.getsignal(number) for number in _STOP_SIGNALS}
     _interrupt_on_signals()
     try:
@@ -210,10 +225,12 @@ def _signals_interrupt() -> Iterator[None]:
 
 def _interrupt_on_signals() -> None:
     def interrupt(number: int, frame: FrameType | None) -> None:
+        _ignore_signals()  # a second one must not end what the first has begun
         raise KeyboardInterrupt
 
     for number in _STOP_SIGNALS:
-        signal.signal(number, interrupt)
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup means it
+            signal.signal(number, interrupt)
 
 
 def _ignore_signals() -> None:

@@ -1,5 +1,8 @@
 """The front's `Generator`: a journal for every request, and re-entry on another replica when one is lost.
 
+Re-entry is bounded twice. A request may move a few times; one that was inside two engines when they died may be what
+kills them, and fails alone. So may a request that was only beside it both times: the relay cannot tell them apart.
+
 Knows neither Ray nor the engine: it is given a way to submit and an inbox. A stream's tokens are exactly those of the
 undisturbed run, because an attempt goes on after the tokens already emitted and nothing but the next index is taken.
 """
@@ -25,6 +28,7 @@ Submit: TypeAlias = Callable[[Submission], Awaitable[Receipt | Loss]]
 
 logger = logging.getLogger(__name__)
 
+_MAX_DEATHS = 2  # engines that may die with a request inside before it is tried no more
 _LATE_TOKENS_S = 2.0  # how long the last tokens may trail the receipt
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0  # between attempts that no engine saw
 
@@ -38,7 +42,8 @@ class Journal:
         self._output = list(request.output)
         self._attempt = request.attempt - 1
         self._failed: list[str] = []
-        self.migrations = 0
+        self.migrations = 0  # deaths among them
+        self.deaths = 0
         self.refusals = 0  # in a row
 
     @property
@@ -64,10 +69,11 @@ class Journal:
 
     def note(self, loss: Loss) -> None:
         """Count a lost attempt."""
-        if loss.entered:
-            self.migrations += 1
-        else:
+        if loss.kind == "refused":
             self.refusals += 1
+        else:
+            self.migrations += 1
+            self.deaths += loss.kind == "died"
         self._failed = [loss.replica] if loss.replica else []
 
 
@@ -97,12 +103,19 @@ class Relay:
                     if item.finish:
                         return
             journal.note(item)
-            if journal.migrations > self._max_migrations:
-                raise EngineUnavailable(f"the request was lost {journal.migrations} times (last: {item.reason})")
-            if item.entered:
-                self._meters.count(MIGRATIONS, 1)
-            else:
+            self._give_up_where_due(journal, item)
+            if item.kind == "refused":
                 await asyncio.sleep(min(_FIRST_PAUSE_S * 2**journal.refusals, _LONGEST_PAUSE_S))
+            else:
+                self._meters.count(MIGRATIONS, 1)
+
+    def _give_up_where_due(self, journal: Journal, last: Loss) -> None:
+        if journal.deaths >= _MAX_DEATHS:
+            raise InternalError(
+                f"{journal.deaths} engines died with the request inside (last: {last.reason}); it is not tried again"
+            )
+        if journal.migrations > self._max_migrations:
+            raise EngineUnavailable(f"the request was lost {journal.migrations} times (last: {last.reason}); try again")
 
     @contextmanager
     def _attempt(self, journal: Journal, deadline: float) -> Iterator["_Attempt"]:
@@ -114,7 +127,7 @@ class Relay:
             call = loop.create_task(_call(self._submit, submission), context=Context())
             self._calls.add(call)
             call.add_done_callback(self._calls.discard)
-            call.add_done_callback(lambda done: None if done.cancelled() else feed.queue.put_nowait(done.result()))
+            call.add_done_callback(lambda done: feed.queue.put_nowait(_outcome(done)))
             timeout = DeadlineExceeded(f"the request did not finish within {self._timeout_s:g} s")
             timer = loop.call_at(deadline, feed.queue.put_nowait, timeout)
             attempt = _Attempt(feed, call)
@@ -126,7 +139,7 @@ class Relay:
 
 
 class _Attempt:
-    """One submission. Tokens, the receipt, errors and the deadline all arrive in its feed's queue."""
+    """One submission. Tokens, the receipt, losses, errors and the deadline all arrive in its feed's queue."""
 
     def __init__(self, feed: Feed, call: "asyncio.Task[Receipt | Loss | GlmError]") -> None:
         self._feed = feed
@@ -141,13 +154,16 @@ class _Attempt:
                     self._finished = event.finish is not None
                     return event
                 case TokenEvent(start=start) if start > position:
-                    return Loss(f"tokens {position} to {start - 1} went missing", entered=True)
+                    return Loss(f"tokens {position} to {start - 1} went missing", "moved")
                 case Loss() as loss:
                     return loss
                 case GlmError() as error:
                     raise error
+                case Receipt(num_tokens=total, finish=finish) if total == position:
+                    self._finished = True
+                    return TokenEvent("", 0, position, (), finish)  # the journal names it
                 case Receipt():
-                    late = Loss("the last tokens went missing", entered=True)
+                    late = Loss("the last tokens went missing", "moved")
                     asyncio.get_running_loop().call_later(_LATE_TOKENS_S, self._feed.queue.put_nowait, late)
 
     def leave(self) -> None:
@@ -161,6 +177,11 @@ async def _call(submit: Submit, submission: Submission) -> Receipt | Loss | GlmE
         return await submit(submission)
     except GlmError as error:
         return error
-    except Exception as error:  # the edge of the process: whatever Ray raises ends this one request
+    except Exception as error:  # the edge of the process: whatever Ray raises, another replica may do better
         logger.exception("a replica call failed")
-        return InternalError(f"a replica call failed: {type(error).__name__}: {error}")
+        return Loss(f"a replica call failed: {error!r}", "moved")
+
+
+def _outcome(call: "asyncio.Task[Receipt | Loss | GlmError]") -> Receipt | Loss | GlmError:
+    """What a call has come to. One that was cancelled was so by somebody else, or nobody reads this any more."""
+    return Loss("the replica call was cancelled", "moved") if call.cancelled() else call.result()

@@ -6,6 +6,7 @@ re-enters elsewhere), the group is killed and a new one made in the same bundles
 
 import asyncio
 import logging
+import time
 from dataclasses import asdict
 from itertools import count
 from uuid import uuid4
@@ -23,6 +24,7 @@ from glm_cluster.records import GenerationRequest, SamplingParams
 logger = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 10.0  # between attempts to make a group
+_RESTART_S = 900.0  # a group that is not back by then is for Serve to replace, with its replica
 _PROBE = SamplingParams(max_tokens=1, temperature=0.0)
 
 
@@ -34,6 +36,7 @@ class GlmReplica:
         self._name = serve.get_replica_context().replica_id.unique_id
         self._meters = RayMeters()
         self._probes = count()
+        self._down_since = 0.0  # when the last group ended
         self._proven_steps = 0  # steps of the group at the last successful health check
         group = await self._new_group()
         self._group: RankGroup | None = group
@@ -42,21 +45,25 @@ class GlmReplica:
     async def generate(self, submission: Submission) -> Receipt | Loss:
         """Run a submission to its end; the tokens themselves go to its return address."""
         if self._group is None:
-            return Loss("the group is being restarted", entered=False, replica=self._name)
+            return Loss("the group is being restarted", "refused", self._name)
         return await self._group.submit(submission)
 
     async def check_health(self) -> None:
-        """Raise unless every rank took part in a step since the last check; make it take one if need be."""
-        if (group := self._group) is None:
-            raise EngineUnavailable(f"{self._name}: the group is being restarted")
-        if group.steps <= self._proven_steps:
-            await self._step(group)
-        self._proven_steps = group.steps
+        """Raise where Serve had better replace this replica: its group makes no step, or is not back in time.
+
+        A restart under way is no reason: a replica that Serve makes has the same model to load.
+        """
+        if (group := self._group) is not None:
+            await self._prove(group)
+        elif time.monotonic() - self._down_since > _RESTART_S:
+            raise EngineUnavailable(f"{self._name}: no group for {_RESTART_S / 60:g} min")
 
     async def probe(self) -> bool:
         """Whether a token can be had here."""
+        if (group := self._group) is None:
+            return False
         try:
-            await self.check_health()
+            await self._prove(group)
         except GlmError:
             return False
         return True
@@ -72,7 +79,7 @@ class GlmReplica:
         """Called by Serve on an orderly stop; after any other end Ray kills the ranks with their owner."""
         self._supervisor.cancel()
         if self._group is not None:
-            await self._group.close("the replica stopped", self._name)
+            await self._group.close(Loss("the replica was stopped", "moved", self._name))
 
     async def _new_group(self) -> RankGroup:
         bundles = await Bundles.find(ray.util.get_current_placement_group())
@@ -80,8 +87,8 @@ class GlmReplica:
         self._proven_steps = 0
         try:
             await self._step(group)
-        except GlmError:
-            await group.close("the first step failed", self._name)
+        except BaseException:
+            await group.close(Loss("the first step failed", "refused", self._name))
             raise
         return group
 
@@ -89,19 +96,25 @@ class GlmReplica:
         while True:
             reason = await group.ended(self._config.engine.step_deadline_s)
             logger.warning("%s; %s makes a new group", reason, self._name)
-            self._group = None
-            await group.close(reason, self._name)
-            self._group = group = await self._insist()
+            self._group, self._down_since = None, time.monotonic()
+            self._group = group = await self._replace(group, Loss(reason, "died", self._name))
 
-    async def _insist(self) -> RankGroup:
-        """A new group, however often it takes; Serve replaces this replica when health stays red too long."""
+    async def _replace(self, group: RankGroup, loss: Loss) -> RankGroup:
+        """A new group in the place of a lost one, however often it takes, whatever goes wrong."""
         for attempt in count():
             try:
+                await group.close(loss)
                 return await self._new_group()
-            except GlmError as error:
-                logger.warning("%s cannot make a group: %s", self._name, error)
+            except Exception:  # the edge of the process: nobody awaits the supervisor
+                logger.exception("%s could not make a group; it tries again", self._name)
             await asyncio.sleep(min(_FIRST_PAUSE_S * 2**attempt, _LONGEST_PAUSE_S))
         raise AssertionError("count() does not end")
+
+    async def _prove(self, group: RankGroup) -> None:
+        """Raise unless every rank took part in a step since the last time; make it take one if need be."""
+        if group.steps <= self._proven_steps:
+            await self._step(group)
+        self._proven_steps = group.steps
 
     async def _step(self, group: RankGroup) -> None:
         """Run a one-token request through every rank, or be content with any step that other requests caused."""

@@ -16,7 +16,13 @@ from glm_cluster.config import EngineConfig
 from glm_cluster.engine.engine import Engine, open_engine
 from glm_cluster.records import GenerationRequest, SamplingParams
 
-MODEL_LEN = 1024
+SHAPE: dict[str, Any] = {  # of heads that two ranks and three can share
+    "num_attention_heads": 6,
+    "num_key_value_heads": 6,
+    "intermediate_size": 192,
+    "max_position_embeddings": 1024,
+    "eos_token_id": [300],
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def tiny(checkpoint: Callable[..., Path]) -> Path:
     """A tiny random model with a tokenizer of bytes and a template."""
-    directory = checkpoint(max_position_embeddings=MODEL_LEN, eos_token_id=[300])
+    directory = checkpoint(**SHAPE)
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     tokenizer = {

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ class Serving:
             [sys.executable, "-c", _SCRIPT, json.dumps(settings)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**os.environ, _MARK: self._mark},
+            env={**os.environ, _MARK: self._mark, "http_proxy": "http://127.0.0.1:9"},  # not asked about ourselves
             text=True,
         )
 
@@ -93,7 +94,7 @@ def nothing_left(one: Serving) -> None:
         assert port not in {c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_without_a_trace(serving, settings: Callable[..., dict[str, Any]], number: signal.Signals):
     one = serving(settings())
     endpoints = one.until("ready")["ready"]
@@ -123,6 +124,19 @@ def test_a_signal_while_it_starts_ends_it_too(serving, settings: Callable[..., d
     one.process.send_signal(signal.SIGINT)
     assert one.until("returned")
     assert one.process.wait(60) == 0
+    nothing_left(one)
+
+
+def test_a_second_signal_hurries_it_without_a_trace(serving, settings: Callable[..., dict[str, Any]]):
+    one = serving(settings())
+    one.until("ready")
+    one.process.send_signal(signal.SIGINT)
+    next(line for line in one.lines() if line.get("stage") == "Stopping")
+    for _ in range(5):
+        time.sleep(0.2)
+        one.process.send_signal(signal.SIGINT)
+    assert one.until("returned")
+    assert one.process.wait(30) == 0
     nothing_left(one)
 
 

@@ -1,37 +1,51 @@
-"""One replica of two ranks: the ids of one rank, and what happens when a rank dies or hangs."""
+"""One replica of three ranks: the ids of one rank, a third of the weights each, and what a dead or hung rank costs."""
 
 import asyncio
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from support.cluster import RANK, REPLICA, Case, RunningCluster, all_at_once, eventually, stream_ids
 
 MakeCases = Callable[..., list[Case]]
+TP = 3
 STEP_DEADLINE_S = 5.0
+HEAVY = {"vocab_size": 60_000, "hidden_size": 384, "num_attention_heads": 6, "num_key_value_heads": 6}
 
 
 @pytest.fixture(scope="module")
 def cluster(start_cluster: Callable[..., RunningCluster], settings: Callable[..., dict[str, Any]]) -> RunningCluster:
-    return start_cluster(settings(tp=2, step_deadline_s=STEP_DEADLINE_S))
+    return start_cluster(settings(tp=TP, step_deadline_s=STEP_DEADLINE_S))
 
 
-async def test_two_ranks_make_the_ids_of_one(cluster: RunningCluster, cases: MakeCases):
-    assert len(cluster.processes(RANK)) == 2
+@pytest.fixture(scope="module")
+def heavy(tiny: Path, checkpoint: Callable[..., Path]) -> Path:
+    """A model whose weights stand out of a process, with the tiny one's tokenizer."""
+    directory = checkpoint(**HEAVY, intermediate_size=768)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (directory / file).write_bytes((tiny / file).read_bytes())
+    return directory
+
+
+async def test_three_ranks_make_the_ids_of_one(cluster: RunningCluster, cases: MakeCases):
+    assert len(cluster.processes(RANK)) == TP
     many = cases(8, seed=10, max_tokens=(1, 60))
     for case, ids in zip(many, await all_at_once(cluster, many), strict=True):
         assert tuple(ids) == case.expected
 
 
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
-@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("index", [0, TP - 1])
 async def test_a_lost_rank_costs_no_token(cluster: RunningCluster, cases: MakeCases, blow: signal.Signals, index: int):
-    """The whole group is made anew: both ranks have new processes, and the stream goes on with the right ids."""
+    """The whole group is made anew: every rank has a new process, and the stream goes on with the right ids."""
     (case,) = cases(1, seed=11, max_tokens=(400, 400))
     before = sorted(cluster.processes(RANK), key=lambda p: p.create_time())
+    (replica,) = cluster.processes(REPLICA)
     async with httpx.AsyncClient(base_url=cluster.http_url, timeout=120) as client:
         stream = asyncio.create_task(stream_ids(client, case))
         await asyncio.sleep(0.2)
@@ -42,8 +56,9 @@ async def test_a_lost_rank_costs_no_token(cluster: RunningCluster, cases: MakeCa
         assert tuple(await stream) == case.expected
     await asyncio.to_thread(eventually, cluster.healthy, "health turns green")
     after = {p.pid for p in cluster.processes(RANK)}
-    assert len(after) == 2
+    assert len(after) == TP
     assert not after & {p.pid for p in before}
+    assert cluster.processes(REPLICA) == [replica]
 
 
 async def test_a_killed_replica_leaves_no_rank(cluster: RunningCluster, cases: MakeCases):
@@ -54,3 +69,26 @@ async def test_a_killed_replica_leaves_no_rank(cluster: RunningCluster, cases: M
     (case,) = cases(1, seed=12, max_tokens=(20, 20))
     async with httpx.AsyncClient(base_url=cluster.http_url, timeout=120) as client:
         assert tuple(await stream_ids(client, case)) == case.expected
+
+
+async def test_each_rank_holds_a_third_of_the_weights(
+    cluster: RunningCluster, settings: Callable[..., dict[str, Any]], heavy: Path
+):
+    """Measured in the processes: what their own memory gains over the same ranks of a model that weighs nothing.
+
+    In bfloat16, because the fp32 weights of an fp32 file are never copied: they stay mapped.
+    """
+    light = sorted(anonymous_bytes(p) for p in cluster.processes(RANK))
+    weights = (heavy / "model.safetensors").stat().st_size / 2
+    cluster.ask("deploy", args=settings(tp=TP, model=str(heavy), dtype="bfloat16"))
+    eventually(lambda: len(cluster.processes(RANK)) == TP, "the old ranks are gone")
+    gains = [anonymous_bytes(p) - light[TP // 2] for p in cluster.processes(RANK)]
+    cluster.ask("deploy", args=settings(tp=TP, step_deadline_s=STEP_DEADLINE_S))
+    assert all(0.75 < gain / (weights / TP) < 1.25 for gain in gains), [round(gain / weights, 2) for gain in gains]
+
+
+def anonymous_bytes(process: psutil.Process) -> int:
+    """Memory of a process that is no file's: RSS without what libraries and a mapped checkpoint take."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith("RssAnon")]
+    return int(line.split()[1]) * 1024

@@ -19,7 +19,7 @@ import psutil
 
 from glm_cluster.deploy.local import free_port
 
-_MARK = "GLM_CLUSTER_TEST"  # in the environment of everything a cluster starts
+MARK = "GLM_CLUSTER_TEST"  # in the environment of everything a cluster starts
 _DRIVER = Path(__file__).with_name("cluster_driver.py")
 REPLICA, INGRESS, RANK = "ServeReplica:glm:GlmReplica", "ServeReplica:glm:GlmIngress", "ray::Shard"
 
@@ -36,7 +36,7 @@ class RunningCluster:
             [sys.executable, str(_DRIVER)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, _MARK: self._mark, **env},
+            env={**os.environ, MARK: self._mark, **env},
             text=True,
         )
         try:
@@ -59,7 +59,7 @@ class RunningCluster:
 
     def processes(self, title: str = "") -> list[psutil.Process]:
         """The cluster's processes whose command line contains `title`."""
-        return [p for p in psutil.process_iter() if self._is_ours(p) and title in _command_line(p)]
+        return [p for p in marked(self._mark) if title in command_line(p)]
 
     def healthy(self) -> bool:
         """What /health says."""
@@ -78,16 +78,23 @@ class RunningCluster:
             left = self.processes()
             for process in left:
                 process.kill()
-            assert not left, f"left behind: {[_command_line(p) for p in left]}"
-
-    def _is_ours(self, process: psutil.Process) -> bool:
-        try:
-            return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(_MARK) == self._mark
-        except psutil.Error:
-            return False
+            assert not left, f"left behind: {[command_line(p) for p in left]}"
 
 
-def _command_line(process: psutil.Process) -> str:
+def marked(mark: str) -> list[psutil.Process]:
+    """The living processes with `mark` in their environment: a whole cluster, Ray's daemons too."""
+    return [process for process in psutil.process_iter() if _has_mark(process, mark)]
+
+
+def _has_mark(process: psutil.Process, mark: str) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == mark
+    except psutil.Error:
+        return False
+
+
+def command_line(process: psutil.Process) -> str:
+    """What it was started as; empty if it has ended."""
     try:
         return " ".join(process.cmdline())
     except psutil.Error:
