@@ -144,11 +144,15 @@ class _Attempt:
     def __init__(self, feed: Feed, call: "asyncio.Task[Receipt | Loss | GlmError]") -> None:
         self._feed = feed
         self._call = call
+        self._receipt: Receipt | None = None
         self._finished = False
 
     async def next(self, position: int) -> TokenEvent | Loss:
         """The event whose first token has index `position`; a Loss when this attempt will not bring it."""
         while True:
+            if self._receipt is not None and self._receipt.num_tokens == position:
+                self._finished = True
+                return TokenEvent("", 0, position, (), self._receipt.finish)  # the journal names it
             match await self._feed.queue.get():
                 case TokenEvent(start=start) as event if start == position:
                     self._finished = event.finish is not None
@@ -159,10 +163,8 @@ class _Attempt:
                     return loss
                 case GlmError() as error:
                     raise error
-                case Receipt(num_tokens=total, finish=finish) if total == position:
-                    self._finished = True
-                    return TokenEvent("", 0, position, (), finish)  # the journal names it
-                case Receipt():
+                case Receipt() as receipt:  # it may overtake the last tokens
+                    self._receipt = receipt
                     late = Loss("the last tokens went missing", "moved")
                     asyncio.get_running_loop().call_later(_LATE_TOKENS_S, self._feed.queue.put_nowait, late)
 
