@@ -89,6 +89,7 @@ def set_ray_flags() -> None:
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": ha_proxy,  # alone it is slower than neither
         "RAY_AUTH_MODE": "token",  # Ray listens on every address, and who reaches it can run code
         "RAY_AUTH_TOKEN": secrets.token_hex(32),  # or Ray would write one into the user's home
+        "grpc_proxy": "",  # or the parts of the cluster would look for each other behind http_proxy
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS_SKIP_REGEX": "ServeController.graceful_shutdown failed",  # said of every orderly stop
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
