@@ -30,7 +30,7 @@ serve: $(VENV)/.installed
 test: lint
 	$(PYTEST) tests/unit tests/contract -n 2
 	$(PYTEST) tests/parallel -n 0
-	$(PYTEST) tests/cluster -n 0
+	$(PYTEST) tests/cluster -n 0 --durations=10
 	$(MAKE) smoke
 
 lint: $(VENV)/.installed-test

@@ -20,11 +20,12 @@ from glm_cluster.deploy.local import free_port
 
 _MARK = "GLM_CLUSTER_TEST"
 _SCRIPT = """
-import json, sys
+import json, signal, sys
 from dataclasses import asdict
 from glm_cluster.deploy.local import serve
 from glm_cluster.errors import GlmError
 def say(**what): print(json.dumps(what), flush=True)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run under nohup
 settings = json.loads(sys.argv[1])
 try:
     serve(**settings, on_stage=lambda s: say(stage=s), on_ready=lambda e: say(ready=asdict(e)))
