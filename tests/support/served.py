@@ -30,6 +30,11 @@ class Served:
     log: Path
     port: int
     grpc_port: int
+    mark: str  # in the environment of everything it started
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything it started that still runs."""
+        return marked(self.mark)
 
     @property
     def greeting(self) -> str:
@@ -87,7 +92,7 @@ def serve_command(log: Path, *arguments: str, **environment: str) -> Iterator[Se
         process = subprocess.Popen(
             command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, MARK: mark, **environment}
         )
-    served = Served(process, log, port, grpc_port)
+    served = Served(process, log, port, grpc_port, mark)
     segments: set[Path] = set()
     try:
         _wait_until_ready(served)
