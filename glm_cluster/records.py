@@ -7,6 +7,12 @@ from typing import Literal, Protocol, TypeAlias
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
 """stop: a stop token was sampled; length: max_tokens or the model's limit; cancelled: the client went away."""
 
+Task: TypeAlias = Literal["generate", "classify", "classify-tokens", "embed"]
+"""What a served model does; all but the first answer a prompt with numbers (an `EncodeRequest`)."""
+
+Pooling: TypeAlias = Literal["last", "mean", "tokens"]
+"""Of which tokens an encoded prompt has rows: its last one, the mean of all, or each."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
@@ -57,6 +63,30 @@ class TokenEvent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EncodeRequest:
+    """One prompt to run through a model that answers with numbers instead of tokens.
+
+    What a row is depends on the model's task: label logits (classify, classify-tokens) or hidden states after the
+    final norm (embed).
+    """
+
+    request_id: str
+    prompt: tuple[int, ...]
+    pooling: Pooling
+    attempt: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """The rows of an encoded prompt: [num_rows, width] float32, row by row, little endian."""
+
+    num_rows: int
+    width: int
+    values: bytes
+    num_cached_tokens: int = 0  # prompt tokens taken from the prefix cache
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaLoad:
     """What a replica tells the router about itself."""
 
@@ -74,6 +104,9 @@ class ModelInfo:
     vocab_size: int  # ids >= this are refused
     max_model_len: int  # prompt + output tokens
     eos_token_ids: tuple[int, ...]
+    task: Task = "generate"
+    labels: tuple[str, ...] = ()  # of a classifier, by index
+    problem_type: str | None = None  # of a classifier: regression, single_label_classification, multi_label_...
     created: int = field(default=0)  # unix seconds
 
 
@@ -85,3 +118,9 @@ class Generator(Protocol):
     """
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]: ...
+
+
+class Encoder(Protocol):
+    """The same meeting place for models that answer with numbers. Cancelling the call cancels the request."""
+
+    async def encode(self, request: EncodeRequest) -> Encoded: ...

@@ -14,11 +14,10 @@ from uuid import uuid4
 import httpx
 import psutil
 import pytest
-from support.cluster import eventually
+from support.cluster import MARK, eventually, marked
 
 from glm_cluster.deploy.local import free_port
 
-_MARK = "GLM_CLUSTER_TEST"
 _SCRIPT = """
 import json, signal, sys
 from dataclasses import asdict
@@ -47,7 +46,7 @@ class Serving:
             [sys.executable, "-c", _SCRIPT, json.dumps(settings)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**os.environ, _MARK: self._mark, "http_proxy": "http://127.0.0.1:9"},  # not asked about ourselves
+            env={**os.environ, MARK: self._mark, "http_proxy": "http://127.0.0.1:9"},  # not asked about ourselves
             text=True,
         )
 
@@ -60,13 +59,7 @@ class Serving:
         return next(line for line in self.lines() if key in line)
 
     def left(self) -> list[psutil.Process]:
-        return [p for p in psutil.process_iter() if self._is_ours(p)]
-
-    def _is_ours(self, process: psutil.Process) -> bool:
-        try:
-            return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(_MARK) == self._mark
-        except psutil.Error:
-            return False
+        return marked(self._mark)
 
 
 @pytest.fixture

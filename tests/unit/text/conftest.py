@@ -9,8 +9,6 @@ import pytest
 from glm_cluster.model.demo import ensure_demo_model
 from glm_cluster.text.tokenizer import Tokenizer, _byte_of_character
 
-SHARED = Path(__file__).parents[4] / "shared" / "data"
-
 
 def tiny_tokenizer_json() -> dict[str, object]:
     """The 256 bytes, one merge (`hi`), two special tokens and two that are only added."""
@@ -42,13 +40,6 @@ def tiny_directory(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny() -> Tokenizer:
     return Tokenizer(tiny_tokenizer_json())
-
-
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    if not SHARED.is_dir():
-        pytest.skip("the reference data beside the checkout is absent")
-    return SHARED
 
 
 @pytest.fixture(scope="session")
