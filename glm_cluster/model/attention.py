@@ -24,7 +24,7 @@ SCORE_BYTES = 64 * 2**20  # of one score matrix: bounds the query rows computed 
 class Attend(Protocol):
     """What a layer calls: store k and v [..., T, K, D], answer queries [..., T, N, D] with [..., T, N, D]."""
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, /) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """What config.json says of a GLM checkpoint: every key of HF's `GlmConfig`, and those of `glm4`.
 
-Knows no torch and loads no weights. Source: HF `GlmConfig`, `Glm4Config` (transformers 5.0.0rc1 and 5.23), whose names and
-defaults these are.
+Knows no torch and loads no weights. Source: HF `GlmConfig`, `Glm4Config` (transformers 5.0.0rc1 and 5.23), whose names
+and defaults these are.
 """
 
 import json
@@ -84,9 +84,7 @@ class GlmConfig:
         try:
             return cls.from_mapping(read_json(path))
         except ConfigError as error:
-            raise CheckpointError(
-                error.message if str(path) in error.message else f"{path}: {error.message}"
-            ) from error
+            raise error if isinstance(error, CheckpointError) else CheckpointError(f"{path}: {error}") from error
 
     @classmethod
     def from_directory(cls, directory: Path) -> Self:
@@ -190,7 +188,8 @@ class GlmConfig:
         """Refuse a padding id without a row in the embedding."""
         if self.pad_token_id is not None and not -self.vocab_size <= self.pad_token_id < self.vocab_size:
             raise ConfigError(
-                f"pad_token_id {self.pad_token_id} lies outside the vocabulary of {self.vocab_size}; set it to one of its ids"
+                f"pad_token_id {self.pad_token_id} lies outside the vocabulary of {self.vocab_size}; "
+                "set it to an id within"
             )
 
     def _divides(self, size: int) -> bool:
@@ -207,9 +206,7 @@ class GlmConfig:
         if self.problem_type is not None:
             _check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
         if self.problem_type == "single_label_classification" and self.num_labels == 1:
-            raise ConfigError(
-                "problem_type single_label_classification needs two labels or more; use regression for one"
-            )
+            raise ConfigError("single_label_classification needs two labels or more; for one, use regression")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
                 f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "

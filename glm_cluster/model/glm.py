@@ -1,7 +1,7 @@
 """The decoder and its language-model head. The same modules run unsharded and sharded, offline and in the engine.
 
-Source: HF `GlmModel` and `GlmForCausalLM`, `Glm4Model` and `Glm4ForCausalLM` (transformers 5.0.0rc1 and 5.23). Parameter
-names are HF's.
+Source: HF `GlmModel`, `GlmForCausalLM`, `Glm4Model`, `Glm4ForCausalLM` (transformers 5.0.0rc1 and 5.23).
+Parameter names are HF's.
 Shape legend: B batch, T tokens (any leading dimensions before it), H hidden width, V vocabulary, R rows to sample.
 """
 
@@ -49,7 +49,7 @@ class GlmModel(PretrainedModel):
         return Sharding(self.config, self.ranks.rank, self.ranks.size).decoder()
 
     def hidden(self, ids_T: Tensor, positions_T: Tensor, attend: Attend) -> Tensor:
-        """Hidden states [..., T, H] of tokens at `positions_T`; `attend` keeps the keys and values. The engine's way."""
+        """The engine's way: hidden states [..., T, H] of tokens at `positions_T`; `attend` keeps keys and values."""
         return self._run(self.embed_tokens(ids_T), positions_T, attend)
 
     def forward(
@@ -68,8 +68,8 @@ class GlmModel(PretrainedModel):
     ) -> Any:
         """HF's forward: ids [B, T] or embeddings [B, T, H] in, `BaseModelOutputWithPast` (or a tuple) out.
 
-        `attention_mask` is [B, tokens seen so far] (1 sees, 0 is padding) or a ready 4-D mask; positions count from what
-        the cache holds unless given. Raises ValueError unless exactly one of ids and embeddings is given.
+        `attention_mask` is [B, tokens seen so far] (1 sees, 0 is padding) or a ready 4-D mask; positions count from
+        what the cache holds unless given. Raises ValueError unless exactly one of ids and embeddings is given.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")

@@ -1,7 +1,7 @@
 """One GLM decoder layer, sharded or not: the rank holds its heads and its MLP columns.
 
-Source: HF `GlmDecoderLayer`, `GlmAttention`, `GlmMLP`, `GlmRMSNorm` and `Glm4DecoderLayer` (transformers 5.23); the order
-of operations is HF's, so that an unsharded forward gives HF's bits.
+Source: HF `GlmDecoderLayer`, `GlmAttention`, `GlmMLP`, `GlmRMSNorm` and `Glm4DecoderLayer` (transformers 5.23); the
+order of operations is HF's, so that an unsharded forward gives HF's bits.
 Shape legend: T tokens (any leading dimensions before it), H hidden width, N heads of this rank, K KV heads of this
 rank, D head width, F MLP columns of this rank.
 """
@@ -68,7 +68,10 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Gated activation (SiLU in every published GLM) over this rank's columns; rows of `gate_up_proj` are this rank's gates, then its ups."""
+    """Gated activation (SiLU in every published GLM) over this rank's columns.
+
+    Rows of `gate_up_proj` are this rank's gates, then its ups.
+    """
 
     def __init__(self, config: GlmConfig, ranks: Ranks) -> None:
         super().__init__()

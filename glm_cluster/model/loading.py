@@ -93,7 +93,7 @@ def _fill(model: PretrainedModel, tensors: Mapping[str, Tensor]) -> None:
 
 
 def choose_device(device_map: object, num_bytes: int) -> torch.device:
-    """Where `device_map` puts a whole model: a device by name, or "auto": CUDA if there is one with room, else the CPU."""
+    """Where `device_map` puts a whole model: a named device, or for "auto" CUDA if there is room, else the CPU."""
     if isinstance(device_map, dict):
         if set(device_map) != {""}:
             raise ConfigError('device_map places the whole model: give "auto", a device, or {"": device}')

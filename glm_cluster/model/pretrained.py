@@ -71,9 +71,9 @@ class PretrainedModel(nn.Module):
     ) -> Self:
         """Load a checkpoint directory, or a hub repository where `huggingface_hub` is installed, ready for inference.
 
-        `dtype` "auto" is the stored one. `device_map` places the whole model ("auto": CUDA if it has room, else the CPU).
-        `changes` are config keys (`num_labels=3`, `attn_implementation="eager"`). A head that the checkpoint has not is
-        made anew, with a warning. `trust_remote_code=True` is accepted, and no code of a checkpoint is ever run.
+        `dtype` "auto" is the stored one. `device_map` places the whole model ("auto": CUDA if it has room, else the
+        CPU). `changes` are config keys (`num_labels=3`, `attn_implementation="eager"`). A head that the checkpoint
+        has not is made anew, with a warning. `trust_remote_code=True` is accepted, and no code of a checkpoint is ever run.
         """
         from glm_cluster.model.hub import resolve
         from glm_cluster.model.loading import choose_device, load_pretrained
@@ -165,15 +165,14 @@ class PretrainedModel(nn.Module):
         self.config = self.decoder.config = self.config.replace(vocab_size=size)
         return embedding
 
-    def _resized(self, weight: nn.Parameter, size: int, mean_resizing: bool) -> nn.Parameter:
+    def _resized(self, weight: Tensor, size: int, mean_resizing: bool) -> nn.Parameter:
         """The first `size` rows, with new ones below where there were fewer."""
         old_VH = weight.detach()
         kept_VH = old_VH[:size].clone()
         if (missing := size - kept_VH.shape[0]) > 0:
             std = self.config.initializer_range
-            new_VH = (
-                _like(old_VH, missing) if mean_resizing else old_VH.new_empty(missing, old_VH.shape[1]).normal_(0, std)
-            )
+            fresh_VH = old_VH.new_empty(missing, old_VH.shape[1])
+            new_VH = _like(old_VH, missing) if mean_resizing else fresh_VH.normal_(0, std)
             kept_VH = torch.cat([kept_VH, new_VH])
         return nn.Parameter(kept_VH, requires_grad=weight.requires_grad)
 

@@ -31,6 +31,8 @@ class RotaryEmbedding(nn.Module):
         self._config = config
         self._length: int | None = None  # dynamic: what the frequencies were made for
         self._is_fixed = False
+        self._inv_freq: Tensor
+        self._scaling: float
         self._set(frequencies(config))
 
     @property
