@@ -225,6 +225,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ({"model": {"type": "Unigram", "vocab": []}}, "not a byte-level BPE"),
         ({"decoder": None}, "not a byte-level BPE"),
         ({"model": {"type": "BPE"}}, "cannot be used"),
+        ({"post_processor": ["odd"]}, r"cannot be used .*\['odd'\]"),
         ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["b", "c"]]}}, "cannot be used"),
     ],
 )
