@@ -2,7 +2,7 @@
 
 The same weights and the same `torch.manual_seed` give HF's own ids (transformers 5.23). Beam search and assisted
 decoding are refused, not approximated. Knows a model only by its call; knows no text, no request and no ranks.
-Shape legend: B rows, T tokens so far, S tokens seen by attention, V vocabulary.
+Shape legend: B rows, T tokens so far, S tokens seen by attention, H hidden size, V vocabulary.
 """
 
 import logging
@@ -24,6 +24,7 @@ from glm_cluster.model.generation_config import (
     TokenIds,
 )
 from glm_cluster.model.processors import AllowedTokens, LogitsProcessor, Prompt, processors_for
+from glm_cluster.model.rows import Cache, Rows
 from glm_cluster.model.stopping import StoppingCriterion, criteria_for, ended, fills
 
 logger = logging.getLogger(__name__)
@@ -39,12 +40,6 @@ _UNIMPLEMENTED_ARGUMENTS = (
     "tokenizer",
 )
 _SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
-
-
-class Cache(Protocol):
-    """The keys and values of the tokens already seen."""
-
-    def get_seq_length(self) -> int: ...
 
 
 class CausalLmOutput(Protocol):
@@ -118,7 +113,7 @@ def generate(
     if inputs is not None and input_ids is not None:
         raise ValueError("inputs and input_ids are two names of one argument; give one of them")
     ids_BT = _prompt_ids(model, settings, inputs if inputs is not None else input_ids, inputs_embeds, attention_mask)
-    state = _State.start(
+    rows = Rows.start(
         settings,
         ids_BT,
         inputs_embeds,
@@ -127,13 +122,13 @@ def generate(
         cache=past_key_values,
     )
     if streamer is not None:
-        streamer.put(state.ids_BT.cpu())
-    prompt = _bounds(settings, state, model.config.max_position_embeddings)
+        streamer.put(rows.ids_BT.cpu())
+    prompt = _bounds(settings, rows, model.config.max_position_embeddings)
     processors = processors_for(
         settings, prompt, custom=logits_processor or (), allowed_tokens=prefix_allowed_tokens_fn
     )
     criteria = criteria_for(settings, prompt.max_length, stopping_criteria or ())
-    output = _decode(model, settings, state, processors=processors, criteria=criteria, streamer=streamer)
+    output = _decode(model, settings, rows, processors=processors, criteria=criteria, streamer=streamer)
     return output if settings.return_dict_in_generate else output.sequences
 
 
@@ -197,111 +192,10 @@ def _prompt_ids(
     return torch.full((1 if mask_BS is None else mask_BS.shape[0], 1), settings.bos_token_id, device=model.device)
 
 
-@dataclass(slots=True, kw_only=True)
-class _State:
-    """The rows under way: ids, mask (None: no padding anywhere), positions, and what the cache has not seen."""
-
-    ids_BT: Tensor
-    embeds_BTH: Tensor | None
-    mask_BS: Tensor | None
-    positions_BS: Tensor
-    cache: Cache | None
-    use_cache: bool
-    num_unseen: int
-
-    @classmethod
-    def start(
-        cls,
-        settings: GenerationConfig,
-        ids_BT: Tensor,
-        embeds_BTH: Tensor | None,
-        *,
-        mask_BS: Tensor | None,
-        positions_BS: Tensor | None,
-        cache: Cache | None,
-    ) -> "_State":
-        """Fill in mask and positions as HF does, and repeat each row `num_return_sequences` times."""
-        prompt = embeds_BTH if embeds_BTH is not None and not ids_BT.shape[1] else ids_BT
-        mask_BS = _mask(settings, prompt, mask_BS)
-        positions_BS = _positions(mask_BS) if positions_BS is None else positions_BS
-        num_unseen = _num_unseen(ids_BT, embeds_BTH, mask_BS, cache)
-        copies = settings.num_return_sequences or 1
-        return cls(
-            ids_BT=ids_BT.repeat_interleave(copies, dim=0),
-            embeds_BTH=None if embeds_BTH is None else embeds_BTH.repeat_interleave(copies, dim=0),
-            # Without a mask the forward takes the same kernels as HF's, hence the same bits.
-            mask_BS=None if (mask_BS == 1).all() else mask_BS.repeat_interleave(copies, dim=0),
-            positions_BS=positions_BS.repeat_interleave(copies, dim=0),
-            cache=cache,
-            use_cache=bool(settings.use_cache) or embeds_BTH is not None,
-            num_unseen=num_unseen,
-        )
-
-    def inputs(self, device: torch.device) -> dict[str, Any]:
-        """The arguments of the next forward pass."""
-        unseen = slice(-self.num_unseen, None)
-        tensors = {"position_ids": self.positions_BS[:, unseen]}
-        if self.embeds_BTH is not None:
-            tensors["inputs_embeds"] = self.embeds_BTH[:, unseen]
-        else:
-            tensors["input_ids"] = self.ids_BT[:, unseen]
-        if self.mask_BS is not None:
-            tensors["attention_mask"] = self.mask_BS
-        moved = {name: tensor.to(device).contiguous() for name, tensor in tensors.items()}
-        return {**moved, "past_key_values": self.cache, "use_cache": self.use_cache, "logits_to_keep": 1}
-
-    def append(self, tokens_B: Tensor, cache: Cache | None) -> None:
-        """Take the chosen tokens, and the cache that has seen all but them."""
-        self.ids_BT = torch.cat([self.ids_BT, tokens_B[:, None]], dim=-1)
-        self.positions_BS = torch.cat([self.positions_BS, self.positions_BS[:, -1:] + 1], dim=-1)
-        if self.mask_BS is not None:
-            self.mask_BS = torch.cat([self.mask_BS, self.mask_BS.new_ones(self.mask_BS.shape[0], 1)], dim=-1)
-        self.embeds_BTH = None
-        self.cache = cache if self.use_cache else None
-        self.num_unseen = 1 if self.use_cache else self.ids_BT.shape[1]
-
-
-def _mask(settings: GenerationConfig, prompt: Tensor, given_BS: Tensor | None) -> Tensor:
-    """The caller's mask; else the padding ids are masked, unless they might be meant as ends of sequences."""
-    pad, rows = settings.pad_token_id, prompt.shape[0]
-    if given_BS is not None:
-        if given_BS.ndim != 2:
-            raise ValueError(f"attention_mask must be [rows, tokens], not of shape {tuple(given_BS.shape)}")
-        if rows > 1 and given_BS.shape == prompt.shape[:2] and bool((given_BS[:, -1] == 0).any()):
-            logger.warning("the batch is padded on the right; pad it on the left, or its continuations are wrong")
-        return given_BS
-    if pad is None or prompt.ndim != 2:
-        return torch.ones(prompt.shape[:2], dtype=torch.long, device=prompt.device)
-    if pad in settings.eos_token_ids:
-        if rows > 1:
-            logger.warning("a batch without attention_mask, and its padding id also ends sequences: nothing is masked")
-        return torch.ones_like(prompt, dtype=torch.long)
-    return prompt.ne(pad).long()
-
-
-def _positions(mask_BS: Tensor) -> Tensor:
-    """Count from each row's first real token."""
-    return (mask_BS.long().cumsum(dim=-1) - 1).masked_fill(mask_BS == 0, 0)
-
-
-def _num_unseen(ids_BT: Tensor, embeds_BTH: Tensor | None, mask_BS: Tensor, cache: Cache | None) -> int:
-    """How many trailing tokens the cache lacks. A mask longer than the ids says that they are only the new ones."""
-    length = ids_BT.shape[1] if embeds_BTH is None else embeds_BTH.shape[1]
-    if cache is None or (embeds_BTH is None and mask_BS.shape[1] != length):
-        return length
-    unseen = length - cache.get_seq_length()
-    if unseen < 1:
-        raise ValueError(
-            f"past_key_values holds {cache.get_seq_length()} tokens and the prompt {length}; give the whole prompt, or "
-            "only its new tokens with an attention_mask over all of them"
-        )
-    return unseen
-
-
-def _bounds(settings: GenerationConfig, state: _State, max_positions: int) -> Prompt:
+def _bounds(settings: GenerationConfig, rows: Rows, max_positions: int) -> Prompt:
     """The total lengths the settings ask for. Embeddings without their ids count as prompt but not as output."""
-    length = state.ids_BT.shape[1]
-    hidden = 0 if state.embeds_BTH is None or state.embeds_BTH.shape[1] == length else state.embeds_BTH.shape[1]
+    length = rows.ids_BT.shape[1]
+    hidden = 0 if rows.embeds_BTH is None or rows.embeds_BTH.shape[1] == length else rows.embeds_BTH.shape[1]
     max_length = _max_length(settings, length, hidden, max_positions)
     min_length = max((settings.min_length or 0) - hidden, 0)
     if settings.min_new_tokens is not None:
@@ -317,7 +211,7 @@ def _bounds(settings: GenerationConfig, state: _State, max_positions: int) -> Pr
             f"the minimum length {min_length} is above the maximum {max_length}; generation stops at the maximum",
             stacklevel=4,
         )
-    return Prompt(ids_BT=state.ids_BT, mask_BT=state.mask_BS, min_length=min_length, max_length=max_length)
+    return Prompt(ids_BT=rows.ids_BT, mask_BT=rows.mask_BS, min_length=min_length, max_length=max_length)
 
 
 def _max_length(settings: GenerationConfig, length: int, hidden: int, max_positions: int) -> int:
@@ -335,7 +229,7 @@ def _max_length(settings: GenerationConfig, length: int, hidden: int, max_positi
 def _decode(
     model: CausalLm,
     settings: GenerationConfig,
-    state: _State,
+    rows: Rows,
     *,
     processors: Sequence[LogitsProcessor],
     criteria: Sequence[StoppingCriterion],
@@ -346,25 +240,25 @@ def _decode(
     keeps_logits = settings.return_dict_in_generate and settings.output_logits
     scores: tuple[Tensor, ...] | None = () if keeps_scores else None
     logits: tuple[Tensor, ...] | None = () if keeps_logits else None
-    running_B = torch.ones(state.ids_BT.shape[0], dtype=torch.bool, device=state.ids_BT.device)
+    running_B = torch.ones(rows.ids_BT.shape[0], dtype=torch.bool, device=rows.ids_BT.device)
     while bool(running_B.any()):
-        output = model(**state.inputs(model.device))
-        logits_BV = output.logits[:, -1].to(copy=True, dtype=torch.float32, device=state.ids_BT.device)
+        output = model(**rows.inputs(model.device))
+        logits_BV = output.logits[:, -1].to(copy=True, dtype=torch.float32, device=rows.ids_BT.device)
         scores_BV = logits_BV
         for process in processors:
-            scores_BV = process(state.ids_BT, scores_BV)
+            scores_BV = process(rows.ids_BT, scores_BV)
         scores = None if scores is None else (*scores, scores_BV)
         logits = None if logits is None else (*logits, logits_BV)
         tokens_B = _choose(scores_BV, sample=bool(settings.do_sample))
         if settings.pad_token_id is not None and fills(criteria):
             tokens_B = tokens_B.where(running_B, settings.pad_token_id)
-        state.append(tokens_B, output.past_key_values)
-        running_B &= ~ended(criteria, state.ids_BT, scores)
+        rows.append(tokens_B, output.past_key_values)
+        running_B &= ~ended(criteria, rows.ids_BT, scores)
         if streamer is not None:
             streamer.put(tokens_B.cpu())
     if streamer is not None:
         streamer.end()
-    return GenerateOutput(sequences=state.ids_BT, scores=scores, logits=logits, past_key_values=state.cache)
+    return GenerateOutput(sequences=rows.ids_BT, scores=scores, logits=logits, past_key_values=rows.cache)
 
 
 def _choose(scores_BV: Tensor, *, sample: bool) -> Tensor:
