@@ -73,7 +73,8 @@ class PretrainedModel(nn.Module):
 
         `dtype` "auto" is the stored one. `device_map` places the whole model ("auto": CUDA if it has room, else the
         CPU). `changes` are config keys (`num_labels=3`, `attn_implementation="eager"`). A head that the checkpoint
-        has not is made anew, with a warning. `trust_remote_code=True` is accepted, and no code of a checkpoint is ever run.
+        has not is made anew, with a warning. `trust_remote_code=True` is accepted, and no code of a checkpoint is ever
+        run.
         """
         from glm_cluster.model.hub import resolve
         from glm_cluster.model.loading import choose_device, load_pretrained
