@@ -166,8 +166,10 @@ class PretrainedModel(nn.Module):
         self.config = self.decoder.config = self.config.replace(vocab_size=size)
         return embedding
 
-    def _resized(self, weight: Tensor, size: int, mean_resizing: bool) -> nn.Parameter:
-        """The first `size` rows, with new ones below where there were fewer."""
+    def _resized(self, weight: nn.Parameter, size: int, mean_resizing: bool) -> nn.Parameter:
+        """The first `size` rows, with new ones below where there were fewer; itself where nothing changes."""
+        if size == weight.shape[0]:
+            return weight
         old_VH = weight.detach()
         kept_VH = old_VH[:size].clone()
         if (missing := size - kept_VH.shape[0]) > 0:
