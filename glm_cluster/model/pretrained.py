@@ -154,6 +154,8 @@ class PretrainedModel(nn.Module):
         size = embedding.num_embeddings if new_num_tokens is None else new_num_tokens
         if pad_to_multiple_of is not None:
             size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
+        if size == embedding.num_embeddings:
+            return embedding
         head = self.get_output_embeddings()
         tied = head is not None and head.weight is embedding.weight
         embedding.weight = self._resized(embedding.weight, size, mean_resizing)
@@ -166,10 +168,8 @@ class PretrainedModel(nn.Module):
         self.config = self.decoder.config = self.config.replace(vocab_size=size)
         return embedding
 
-    def _resized(self, weight: nn.Parameter, size: int, mean_resizing: bool) -> nn.Parameter:
-        """The first `size` rows, with new ones below where there were fewer; itself where nothing changes."""
-        if size == weight.shape[0]:
-            return weight
+    def _resized(self, weight: Tensor, size: int, mean_resizing: bool) -> nn.Parameter:
+        """The first `size` rows, with new ones below where there were fewer."""
         old_VH = weight.detach()
         kept_VH = old_VH[:size].clone()
         if (missing := size - kept_VH.shape[0]) > 0:
