@@ -198,7 +198,7 @@ def save_random(
 
 
 def _by_file(kind: Any, directory: Path, theirs: Any, attn: str) -> Any:
-    return kind.from_pretrained(directory, attn_implementation=attn)
+    return kind.from_pretrained(directory, attn_implementation=attn, dtype=theirs.dtype)
 
 
 def _by_state(kind: Any, directory: Path, theirs: Any, attn: str) -> Any:
@@ -211,7 +211,7 @@ def _by_state(kind: Any, directory: Path, theirs: Any, attn: str) -> Any:
 def _by_engine(kind: Any, directory: Path, theirs: Any, attn: str) -> Any:
     """As the engine loads it."""
     task = next(task for task, of in MODEL_OF.items() if of is kind)
-    return load_model(directory, ranks=Ranks.single(), task=task)
+    return load_model(directory, ranks=Ranks.single(), task=task, dtype=str(theirs.dtype).removeprefix("torch."))
 
 
 _WAYS = {"file": _by_file, "state_dict": _by_state, "load_model": _by_engine}

@@ -127,11 +127,16 @@ def hidden_states(side: Side) -> list[Tensor]:
 
 
 def kept_logits(side: Side) -> list[Tensor]:
+    """The last ones, or those of some positions."""
+    return [side.model(IDS_BT, logits_to_keep=kept).logits for kept in (1, 5, 0, torch.tensor([2, 11]))]
+
+
+def kept_by_row(side: Side) -> list[Tensor]:
+    """Each row's own positions, by number or by a mask of all; 5.0.0rc1 knows neither."""
     rows = torch.tensor([[0, 18], [3, 4], [7, 7]])
     chosen = torch.zeros_like(IDS_BT).bool()
     chosen[0, 4:6] = chosen[2, 17] = True
-    wanted = (1, 5, 0, torch.tensor([2, 11]), rows, chosen)
-    return [side.model(IDS_BT, logits_to_keep=kept).logits for kept in wanted]
+    return [side.model(IDS_BT, logits_to_keep=kept).logits for kept in (rows, chosen)]
 
 
 def own_mask(side: Side) -> list[Tensor]:
@@ -173,6 +178,7 @@ SCENARIOS: dict[str, Scenario] = {
         embeddings,
         hidden_states,
         kept_logits,
+        kept_by_row,
         own_mask,
         packed,
         loss,
