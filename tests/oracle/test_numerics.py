@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support.parity import GRID, MULTI_QUERY, Pairs, Side, assert_same
+from support.positions import HEAD, LONG, Both, last_position, reached
 from support.scenarios import GENERATED, IDS_BT, LEFT_BT, RIGHT_BT, SCENARIOS, padded
 from torch import Tensor
 
@@ -77,3 +78,13 @@ def test_generate(pairs: Pairs, options: dict[str, Any], name: str) -> None:
     ours, theirs = pairs(**options).both(ask)
     assert torch.equal(ours[0], theirs[0])
     assert_same(ours[1:], theirs[1:], 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", [name for name in LONG if name != "longrope"])
+def test_positions_of_long_checkpoints(name: str, dtype: torch.dtype) -> None:
+    """Every bit, though 5.0.0rc1 multiplies positions and frequencies as matrices.
+
+    Its longrope wants its original length beside `rope_parameters`: the grid has one like that.
+    """
+    Both(**HEAD, **LONG[name]).check(reached(last_position(name)), dtype)

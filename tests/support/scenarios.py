@@ -22,7 +22,7 @@ CHUNKS = (9, 7, 1, 1, 1)
 
 def padded(mask_BT: Tensor) -> Tensor:
     """The ids with padding where the mask is 0."""
-    return IDS_BT * mask_BT
+    return IDS_BT * mask_BT.long()
 
 
 def positions(mask_BT: Tensor) -> Tensor:
