@@ -6,7 +6,7 @@ Shape legend: B batch, K KV heads, S slots held, D head width.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -193,12 +193,21 @@ class Cache:
 
 
 class DynamicCache(Cache):
-    """A cache that grows. Makes its layers as they come where no config says how many there are."""
+    """A cache that grows. Makes its layers as they come where no config says how many there are.
+
+    `ddp_cache_data`, under HF's name, is what it holds from the start: keys and values [B, K, S, D] of each layer, as
+    iterating over a cache gives them.
+    """
 
     layers: list[DynamicLayer]
 
-    def __init__(self, config: GlmConfig | None = None) -> None:
+    def __init__(
+        self, ddp_cache_data: Iterable[tuple[Tensor | None, ...]] | None = None, config: GlmConfig | None = None
+    ) -> None:
         super().__init__([DynamicLayer() for _ in range(config.num_hidden_layers if config else 0)])
+        for layer, (keys, values, *_) in enumerate(ddp_cache_data or ()):
+            if keys is not None and values is not None:
+                self.update(keys, values, layer)
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
         """Append [B, K, T, D] to a layer; everything it holds."""

@@ -79,7 +79,7 @@ class GlmModel(PretrainedModel):
         config = self.config
         x_BTH: Tensor = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if past_key_values is None and _either(use_cache, config.use_cache):
-            past_key_values = DynamicCache(config)
+            past_key_values = DynamicCache(config=config)
         seen = 0 if past_key_values is None else past_key_values.get_seq_length()
         stands_1T = torch.arange(x_BTH.shape[1], device=x_BTH.device).unsqueeze(0) + seen
         _check_cache_position(cache_position, stands_1T)

@@ -76,6 +76,12 @@ def test_cache_methods(name: str) -> None:
     assert hasattr(StaticCache, name)
 
 
+def test_how_caches_are_made() -> None:
+    """Theirs take ways of offloading as well."""
+    for ours, theirs in ((DynamicCache, transformers.DynamicCache), (StaticCache, transformers.StaticCache)):
+        assert placed(ours.__init__) == [a for a in placed(theirs.__init__) if not a[0].startswith("offload")]
+
+
 def after(change: Any) -> Any:
     def ask(side: Side) -> list[Tensor]:
         cache = side.model(IDS_BT[:, :11]).past_key_values

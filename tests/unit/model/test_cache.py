@@ -16,7 +16,7 @@ def tokens(*values: float, rows: int = 1) -> Tensor:
 
 
 def filled(*values: float, rows: int = 1) -> DynamicCache:
-    cache = DynamicCache(CONFIG)
+    cache = DynamicCache(config=CONFIG)
     for layer in range(2):
         cache.update(tokens(*values, rows=rows), -tokens(*values, rows=rows), layer)
     return cache
@@ -37,6 +37,15 @@ def test_a_dynamic_cache_appends() -> None:
     assert seen.flatten().tolist() == [1, 2, 3]
     assert (cache.get_seq_length(), cache.get_seq_length(1), cache.get_seq_length(2)) == (3, 2, 0)
     assert (cache.get_mask_size(4), cache.get_max_length(), cache.get_max_cache_shape()) == (7, -1, -1)
+
+
+def test_a_cache_made_of_anothers_layers() -> None:
+    """How keys and values that were taken out of a cache become one again."""
+    again = DynamicCache(filled(1, 2, rows=2), config=CONFIG)
+    assert keys(again) == keys(again, 1) == [[1, 2], [11, 12]]
+    pairs = [(layer.keys, layer.values) for layer in again.layers]
+    assert len(DynamicCache(pairs)) == 2
+    assert DynamicCache([(None, None)]).get_seq_length() == 0
 
 
 def test_what_was_given_is_not_written_to() -> None:
@@ -76,7 +85,7 @@ def test_rows_are_reordered_repeated_and_selected() -> None:
 
 
 def test_an_empty_cache_has_no_rows_to_change() -> None:
-    cache = DynamicCache(CONFIG)
+    cache = DynamicCache(config=CONFIG)
     cache.reorder_cache(torch.tensor([1, 0]))
     cache.batch_repeat_interleave(2)
     cache.crop(3)

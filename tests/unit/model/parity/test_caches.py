@@ -105,6 +105,17 @@ def test_a_dynamic_cache_is_walked_layer_by_layer(pair: Pair) -> None:
     assert_same(*pair.both(ask))
 
 
+def test_a_cache_is_made_of_anothers_tensors(pair: Pair) -> None:
+    """What replaced tuples of tensors: `DynamicCache(iterable)`."""
+
+    def ask(side: Side) -> list[torch.Tensor]:
+        first = side.model(PROMPT).past_key_values
+        cache = side.caches.DynamicCache([(layer.keys, layer.values) for layer in first.layers])
+        return [side.model(NEXT, past_key_values=cache).logits, *held(cache)]
+
+    assert_same(*pair.both(ask))
+
+
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 def test_a_full_static_cache_raises_index_error(pairs: Pairs, attn: str) -> None:
     pair = pairs(attn=attn)
