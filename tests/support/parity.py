@@ -134,7 +134,6 @@ class Side:
 class Pair:
     """Hugging Face's model and ours on the same checkpoint, in eval mode."""
 
-    directory: Path
     theirs: Side
     ours: Side
 
@@ -175,7 +174,6 @@ class Pairs:
         theirs.requires_grad_(way != "load_model")  # torch picks a GEMM by it, also where no gradient is kept
         ours = _WAYS[way](OURS[kind], directory, theirs, attn)
         return Pair(
-            directory=directory,
             theirs=Side(model=theirs, caches=cache_utils),
             ours=Side(model=ours, caches=our_caches),
         )
