@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from glm_cluster.model.demo import ensure_demo_model
-from glm_cluster.text.tokenizer import Tokenizer, _byte_of_character
+from glm_cluster.text.alphabet import BYTE_OF
+from glm_cluster.text.tokenizer import Tokenizer
 
 
 def tiny_tokenizer_json() -> dict[str, object]:
     """The 256 bytes, one merge (`hi`), two special tokens and two that are only added."""
-    vocab = {character: byte for character, byte in _byte_of_character().items()} | {"hi": 256}
+    vocab = dict(BYTE_OF) | {"hi": 256}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     added = [("<|user|>", True), ("<|assistant|>", True), ("<think>", False), ("</think>", False)]
     return {

@@ -138,7 +138,8 @@ def test_json_is_not_escaped() -> None:
     [
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
         ("{{ messages[0].nothing.at_all }}", "no attribute"),
-        ("{{ 'a' + messages[0].content }}", "concatenate"),
+        ("{{ 'a' + messages[0].content }}", "no attribute 'content'"),
+        ("{{ 'a' + messages }}", "concatenate"),
         ("{{ messages.append(1) }}", "unsafe|not safe"),
         ("{{ ().__class__.__base__ }}", "unsafe|not safe"),
     ],
