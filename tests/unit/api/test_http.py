@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import socket
 
 import httpx
@@ -201,6 +202,14 @@ async def test_unknown_routes_and_wrong_methods_have_openais_shape(http):
         assert set(response.json()["error"]) == {"message", "type", "param", "code"}
 
 
+async def test_an_unknown_route_is_told_of_all_there_are(http):
+    message = (await http.get("/v1/embedding")).json()["error"]["message"]
+    routes = re.findall(r"(GET|POST) (/v1/[a-z_/]+)", message)
+    assert len(routes) == 6
+    for method, path in routes:
+        assert (await http.request(method, path, content=b"{}")).status_code == (200 if method == "GET" else 400)
+
+
 async def test_health_follows_readiness(http, is_ready):
     assert (await http.get("/health")).json() == {"status": "ok"}
     is_ready["now"] = False
@@ -210,7 +219,17 @@ async def test_health_follows_readiness(http, is_ready):
 async def test_models_are_listed(http):
     body = (await http.get("/v1/models")).json()
     assert body["object"] == "list"
-    assert [(model["id"], model["object"]) for model in body["data"]] == [("tiny", "model")]
+    assert {model["object"] for model in body["data"]} == {"model"}
+    assert [(model["id"], model["task"], model["max_model_len"], model.get("labels")) for model in body["data"]] == [
+        ("tiny", "generate", 100, None),
+        ("single", "classify", 50, ["a", "b", "c"]),
+        ("multi", "classify", 50, ["a", "b", "c"]),
+        ("value", "classify", 50, ["a"]),
+        ("values", "classify", 50, ["a", "b", "c"]),
+        ("tagger", "classify-tokens", 50, ["a", "b", "c"]),
+        ("multi-tagger", "classify-tokens", 50, ["a", "b", "c"]),
+        ("mapper", "embed", 50, None),
+    ]
 
 
 async def test_an_overloaded_cluster_says_when_to_come_back(http, echo, monkeypatch):
@@ -285,7 +304,7 @@ async def test_events_leave_as_they_come(url, echo):
 
 async def test_the_official_client_understands_us(url):
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
-        assert [model.id async for model in client.models.list()] == ["tiny"]
+        assert [model.id async for model in client.models.list()][:2] == ["tiny", "single"]
         messages = [{"role": "user", "content": "hello!"}]
         answer = await client.chat.completions.create(model="tiny", messages=messages, max_tokens=20)
         stream = await client.chat.completions.create(
