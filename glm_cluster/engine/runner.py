@@ -12,9 +12,10 @@ from glm_cluster.engine.memory import KvLimits
 from glm_cluster.engine.plan import StepOutput, StepPlan
 from glm_cluster.engine.sampler import sample
 from glm_cluster.model.attention import KvCache, PagedAttention
-from glm_cluster.model.checkpoint import Progress, load_model, resolve_dtype
+from glm_cluster.model.checkpoint import Progress
 from glm_cluster.model.config import GlmConfig
 from glm_cluster.model.glm import GlmForCausalLM
+from glm_cluster.model.loading import load_model, resolve_dtype
 from glm_cluster.model.ranks import Ranks
 from glm_cluster.model.sharding import Sharding
 
@@ -51,14 +52,16 @@ class ModelRunner:
             dtype=dtype,
             device=ranks.device,
         )
-        return cls(model, cache, KvLimits(blocks, _max_model_len(config, model.config)))
+        limits = KvLimits(blocks, _max_model_len(config, model.config))
+        model.decoder.rotary.fix_length(limits.max_model_len)  # one length for all: neighbours must not change it
+        return cls(model, cache, limits)
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepOutput:
         """Run one forward pass; on rank 0, sample the slices that want it."""
         batch = Batch.build(plan, block_tokens=self._cache.block_tokens, device=self._model.ranks.device)
         attend = PagedAttention(self._cache, batch.slots_T, batch.groups)
-        hidden_TH = self._model.model(batch.ids_T, batch.positions_T, attend)
+        hidden_TH = self._model.decoder.hidden(batch.ids_T, batch.positions_T, attend)
         if not batch.keys:
             return StepOutput({})
         logits_RV = self._model.sampled_logits(hidden_TH[batch.rows_R])
@@ -69,4 +72,4 @@ class ModelRunner:
 
 
 def _max_model_len(config: EngineConfig, model: GlmConfig) -> int:
-    return min(config.max_model_len or model.max_position_embeddings, model.max_position_embeddings)
+    return min(config.max_model_len or model.context_limit, model.context_limit)

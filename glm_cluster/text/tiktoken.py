@@ -61,10 +61,9 @@ def tokenizer_json(directory: Path) -> dict[str, Any]:
 def _ranks(file: Path) -> Ranks:
     """Read the ranks: every number from 0 once, every token once, all single bytes among them."""
     by_rank: dict[int, bytes] = {}
-    for number, line in enumerate(_lines(file), start=1):
-        token, rank = _entry(line, f"{file}, line {number},")
+    for where, token, rank in _entries(file):
         if rank in by_rank:
-            raise CheckpointError(f"{file}, line {number}, gives rank {rank} a second time; fetch it again")
+            raise CheckpointError(f"{where} gives rank {rank} a second time; fetch it again")
         by_rank[rank] = token
     if (missing := next((rank for rank in range(len(by_rank)) if rank not in by_rank), None)) is not None:
         raise CheckpointError(f"{file} has no token of rank {missing}, but higher ones; fetch it again")
@@ -77,11 +76,16 @@ def _ranks(file: Path) -> Ranks:
     return ranks
 
 
-def _lines(file: Path) -> list[bytes]:
+def _entries(file: Path) -> Iterator[tuple[str, bytes, int]]:
+    """Yield where a line is, its token and its rank."""
     try:
-        return file.read_bytes().splitlines()
+        lines = file.read_bytes().splitlines()
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read ({error.strerror}); fetch it again") from error
+    for number, line in enumerate(lines, start=1):
+        if line:
+            where = f"{file}, line {number},"
+            yield where, *_entry(line, where)
 
 
 def _entry(line: bytes, where: str) -> tuple[bytes, int]:

@@ -163,7 +163,7 @@ def _without_added_tokens(content: Mapping[str, Any]) -> tokenizers.Tokenizer:
     )
 
 
-def _frame(post_processor: Mapping[str, Any] | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _frame(post_processor: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the ids put around a text: ask the library, which knows every kind of post-processor, about one token."""
     model = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
     try:
@@ -172,7 +172,7 @@ def _frame(post_processor: Mapping[str, Any] | None) -> tuple[tuple[int, ...], t
         if probe.special_tokens_mask.count(0) != 1:
             raise ValueError("it repeats the text")
     except ValueError as error:
-        kind = post_processor.get("type") if post_processor else None
+        kind = post_processor.get("type") if isinstance(post_processor, dict) else post_processor
         raise ValueError(f"its post_processor of type {kind!r} does not put tokens around a text: {error}") from error
     return tuple(probe.ids[:text]), tuple(probe.ids[text + 1 :])
 
