@@ -203,10 +203,10 @@ def _model_directory(name: str) -> Path:
 def _is_demo(directory: str) -> bool:
     """Whether this is the demo model in the user's cache, whatever it is served as."""
     from glm_cluster.model.demo import default_directory
-    from glm_cluster.model.recipes import load_recipe
+    from glm_cluster.model.recipes import WheelSource, load_recipe
 
     source = load_recipe(DEMO).source
-    return source is not None and Path(directory).resolve() == default_directory(source.version).resolve()
+    return isinstance(source, WheelSource) and Path(directory).resolve() == default_directory(source.version).resolve()
 
 
 def greeting(endpoints: "Endpoints", *, demo: bool) -> Iterator[str]:

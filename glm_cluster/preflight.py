@@ -113,7 +113,7 @@ def rank_bytes(engine: EngineConfig, stored: GlmConfig) -> int:
     """Memory one rank cannot do without: its share of the weights in the dtype they are run in, and the overhead."""
     on_disk = sum(path.stat().st_size for path in Path(engine.model).glob("*.safetensors"))
     run_as = stored.dtype if engine.dtype == "auto" else engine.dtype
-    scale = _DTYPE_BYTES.get(run_as, 4) / _DTYPE_BYTES.get(stored.dtype, 4)
+    scale = _DTYPE_BYTES.get(run_as or "float32", 4) / _DTYPE_BYTES.get(stored.dtype or "float32", 4)
     return int(on_disk * scale / engine.tp) + _OVERHEAD_BYTES
 
 

@@ -100,11 +100,11 @@ class GlmIngress:
 def model_info(config: ClusterConfig, directory: Path) -> ModelInfo:
     """What the front must know of the model, from its config.json alone."""
     model = GlmConfig.from_directory(directory)
-    limit = config.engine.max_model_len or model.max_position_embeddings
+    limit = config.engine.max_model_len or model.context_limit
     return ModelInfo(
         name=config.model_name,
         vocab_size=model.vocab_size,
-        max_model_len=min(limit, model.max_position_embeddings),
+        max_model_len=min(limit, model.context_limit),
         eos_token_ids=model.eos_token_ids,
         created=int((directory / "config.json").stat().st_mtime),
     )

@@ -12,7 +12,8 @@ from glm_cluster.engine.batch import Batch
 from glm_cluster.engine.plan import Pooled, StepOutput
 from glm_cluster.engine.pooling import pool
 from glm_cluster.engine.sampler import sample
-from glm_cluster.model.glm import GlmForCausalLM, GlmForSequenceClassification, GlmForTokenClassification, GlmModel
+from glm_cluster.model.glm import GlmForCausalLM, GlmModel
+from glm_cluster.model.heads import GlmForSequenceClassification, GlmForTokenClassification
 
 ServedModel: TypeAlias = GlmForCausalLM | GlmForSequenceClassification | GlmForTokenClassification | GlmModel
 IdRanges: TypeAlias = tuple[tuple[int, int], ...]

@@ -36,7 +36,7 @@ def plan_blocks(
 ) -> int:
     """Blocks this rank can hold, the scratch block included; at most twice what can run at once, to keep prefixes."""
     per_block = block_bytes(config, model, shard, dtype)
-    max_len = config.max_model_len or model.max_position_embeddings
+    max_len = config.max_model_len or model.context_limit
     useful = 2 * config.max_running * -(-max_len // config.block_tokens)
     budget = config.kv_cache_bytes or _free_share(config, model, device, host_ranks)
     if budget // per_block * config.block_tokens < max_len:

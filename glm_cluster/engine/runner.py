@@ -12,8 +12,9 @@ from glm_cluster.engine.heads import Head, IdRanges, ServedModel, head_of
 from glm_cluster.engine.memory import KvLimits
 from glm_cluster.engine.plan import StepOutput, StepPlan
 from glm_cluster.model.attention import KvCache, PagedAttention
-from glm_cluster.model.checkpoint import Progress, load_model, resolve_dtype
+from glm_cluster.model.checkpoint import Progress
 from glm_cluster.model.config import GlmConfig
+from glm_cluster.model.loading import load_model, resolve_dtype
 from glm_cluster.model.ranks import Ranks
 from glm_cluster.model.sharding import Sharding
 
@@ -44,9 +45,11 @@ class ModelRunner:
         sampled.
         """
         directory = Path(config.model)
-        model = load_model(directory, ranks=ranks, dtype=config.dtype, on_progress=on_progress, task=config.task)
+        model: ServedModel = load_model(
+            directory, ranks=ranks, dtype=config.dtype, on_progress=on_progress, task=config.task
+        )
         max_model_len = _max_model_len(config, model.config)
-        model.decoder.rotary.fix_length(max_model_len)
+        model.decoder.rotary.fix_length(max_model_len)  # one length for all: neighbours must not change it
         dtype = resolve_dtype(model.config, config.dtype)
         shard = Sharding(model.config, ranks.rank, ranks.size)
         blocks = memory.plan_blocks(
@@ -73,4 +76,4 @@ class ModelRunner:
 
 
 def _max_model_len(config: EngineConfig, model: GlmConfig) -> int:
-    return min(config.max_model_len or model.max_position_embeddings, model.max_position_embeddings)
+    return min(config.max_model_len or model.context_limit, model.context_limit)

@@ -8,22 +8,38 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from glm_cluster.model.checkpoint import load_model as load_model
+    from glm_cluster.model.cache import DynamicCache as DynamicCache
+    from glm_cluster.model.cache import StaticCache as StaticCache
     from glm_cluster.model.config import GlmConfig as GlmConfig
-    from glm_cluster.model.generation import generate as generate
     from glm_cluster.model.glm import GlmForCausalLM as GlmForCausalLM
     from glm_cluster.model.glm import GlmModel as GlmModel
+    from glm_cluster.model.heads import GlmForSequenceClassification as GlmForSequenceClassification
+    from glm_cluster.model.heads import GlmForTokenClassification as GlmForTokenClassification
+    from glm_cluster.model.loading import load_model as load_model
     from glm_cluster.model.ranks import Ranks as Ranks
 
-__all__ = ["GlmConfig", "GlmForCausalLM", "GlmModel", "Ranks", "generate", "load_model"]
+__all__ = [
+    "DynamicCache",
+    "GlmConfig",
+    "GlmForCausalLM",
+    "GlmForSequenceClassification",
+    "GlmForTokenClassification",
+    "GlmModel",
+    "Ranks",
+    "StaticCache",
+    "load_model",
+]
 
 _HOMES = {
+    "DynamicCache": "cache",
     "GlmConfig": "config",
     "GlmForCausalLM": "glm",
+    "GlmForSequenceClassification": "heads",
+    "GlmForTokenClassification": "heads",
     "GlmModel": "glm",
     "Ranks": "ranks",
-    "generate": "generation",
-    "load_model": "checkpoint",
+    "StaticCache": "cache",
+    "load_model": "loading",
 }
 
 

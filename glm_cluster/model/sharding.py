@@ -57,15 +57,26 @@ class Sharding:
         return -(-self.config.vocab_size // self.size)
 
     def tensors(self) -> dict[str, Shard]:
-        """Every tensor of the checkpoint by its name, with this rank's part of it."""
+        """Every tensor of a language model by its name, with this rank's part of it."""
+        out = self.decoder()
+        if not self.config.tie_word_embeddings:
+            out["lm_head.weight"] = self._vocab()
+        return out
+
+    def decoder(self) -> dict[str, Shard]:
+        """Those of the decoder alone."""
         c = self.config
         out = {"model.embed_tokens.weight": self._vocab(), "model.norm.weight": _whole(c.hidden_size)}
-        if not c.tie_word_embeddings:
-            out["lm_head.weight"] = self._vocab()
         for index in range(c.num_hidden_layers):
             prefix = f"model.layers.{index}."
             out |= {prefix + name: shard for name, shard in self._layer().items()}
         return out
+
+    def score(self, *, bias: bool) -> dict[str, Shard]:
+        """Those of a classification head, whole on every rank."""
+        c = self.config
+        out = {"score.weight": _whole(c.num_labels, c.hidden_size)}
+        return out | ({"score.bias": _whole(c.num_labels)} if bias else {})
 
     def _layer(self) -> dict[str, Shard]:
         c = self.config
@@ -80,6 +91,8 @@ class Sharding:
             "mlp.gate_up_proj.weight": _part((2 * c.intermediate_size, c.hidden_size), 0, columns, up),
             "mlp.down_proj.weight": _part((c.hidden_size, c.intermediate_size), 1, columns),
         }
+        if c.has_sublayer_norms:
+            out["post_self_attn_layernorm.weight"] = out["post_mlp_layernorm.weight"] = _whole(c.hidden_size)
         for name, rows, span in (("q", q_rows, heads), ("k", kv_rows, kv_heads), ("v", kv_rows, kv_heads)):
             out[f"self_attn.{name}_proj.weight"] = _part((rows, c.hidden_size), 0, span)
             if c.attention_bias:

@@ -6,9 +6,11 @@ know what roles or tools mean: that is the template's business.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from types import MappingProxyType
+from typing import NoReturn
 
 import jinja2
 from jinja2 import nodes
@@ -17,8 +19,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from glm_cluster.errors import CheckpointError, InvalidRequest
 from glm_cluster.text.shield import Shield, strings_in
 from glm_cluster.text.tokenizer import Plain, Segment, Special, Tokenizer
+from glm_cluster.text.tokenizer_config import TokenizerConfig
 
 NO_TEMPLATE = "{{ raise_exception('this model has no chat template; send a plain completion instead') }}"
+# What Transformers always defines, though it be nothing: some templates ask whether `tools is not none`
+VARIABLES: Mapping[str, object] = MappingProxyType({"tools": None, "documents": None})
 
 
 class ChatTemplate:
@@ -33,29 +38,56 @@ class ChatTemplate:
 
     @classmethod
     def from_directory(cls, path: Path, tokenizer: Tokenizer) -> "ChatTemplate":
-        """Read `chat_template.jinja`, else the `chat_template` of `tokenizer_config.json`.
+        """Read `chat_template.jinja`, else the one of `tokenizer_config.json`, else `chat_template.json`.
 
-        A checkpoint with neither gets a template that refuses every request.
+        A checkpoint with none of them gets a template that refuses every request.
         """
-        config = _tokenizer_config(path / "tokenizer_config.json")
-        file = path / "chat_template.jinja"
-        source = file.read_text(encoding="utf-8") if file.is_file() else _default(config.get("chat_template"))
+        return cls.from_config(TokenizerConfig.from_directory(path), tokenizer.special_ids, path)
+
+    @classmethod
+    def from_config(cls, config: TokenizerConfig, special_ids: Mapping[str, int], where: Path) -> "ChatTemplate":
+        """Compile the template of a config that was read in `where`, or raise CheckpointError naming the place."""
         try:
-            return cls(source or NO_TEMPLATE, tokenizer.special_ids, _token_variables(config))
+            return cls(config.chat_template or NO_TEMPLATE, special_ids, config.tokens)
         except jinja2.TemplateSyntaxError as error:
-            raise CheckpointError(f"the chat template in {path} is broken at line {error.lineno}: {error}") from error
+            raise CheckpointError(f"the chat template in {where} is broken at line {error.lineno}: {error}") from error
 
     def render(
-        self, messages: Sequence[Mapping[str, object]], *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, object] = VARIABLES,
     ) -> tuple[Segment, ...]:
-        """Return the prompt, or raise InvalidRequest if the template cannot make one of these messages."""
-        try:
-            shield = Shield(self._special_ids, avoid=(self._source, *strings_in(messages)))
+        """Return the prompt, or raise InvalidRequest if the template cannot make one of these messages.
+
+        `variables` are the template's others, such as `tools`; strings in them are shielded as in messages.
+        """
+        with _refusals():
+            shield = Shield(self._special_ids, avoid=(self._source, *strings_in(messages), *strings_in(variables)))
             covered = [self._cover(message, shield) for message in messages]
-            prompt = self._template.render(messages=covered, add_generation_prompt=add_generation_prompt)
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, RecursionError) as error:
-            raise InvalidRequest(f"the chat template refused the messages: {error}", param="messages") from error
+            values = {name: shield.cover(value) for name, value in variables.items()}
+            prompt = self._fill(covered, add_generation_prompt, values)
         return tuple(self._segments(prompt, shield))
+
+    def render_text(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        add_generation_prompt: bool,
+        variables: Mapping[str, object] = VARIABLES,
+    ) -> str:
+        """Return the prompt as one string, in which nothing tells the template's `<|user|>` from a message's.
+
+        This is what Transformers' `apply_chat_template(tokenize=False)` returns. For messages of one's own, offline.
+        """
+        with _refusals():
+            return self._fill(messages, add_generation_prompt, variables)
+
+    def _fill(self, messages: Sequence[object], add_generation_prompt: bool, variables: Mapping[str, object]) -> str:
+        values = {**VARIABLES, **variables}
+        present = [_present(message) for message in messages]
+        return self._template.render(messages=present, add_generation_prompt=add_generation_prompt, **values)
 
     def _cover(self, message: Mapping[str, object], shield: Shield) -> object:
         """Shield a message. What the template itself looks for in an answer (`</think>`) must stay findable."""
@@ -73,6 +105,22 @@ class ChatTemplate:
 def model_opens_line(prompt: Sequence[Segment]) -> bool:
     """Whether the template ends its prompt at the role (`<|assistant|>`): GLM-4 then writes the line break itself."""
     return bool(prompt) and isinstance(prompt[-1], Special)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn what a template raises into InvalidRequest."""
+    try:
+        yield
+    except (jinja2.TemplateError, TypeError, ValueError, LookupError, RecursionError) as error:
+        raise InvalidRequest(f"the chat template refused the messages: {error}", param="messages") from error
+
+
+def _present(message: object) -> object:
+    """Leave out the keys without a value, as Transformers does: templates ask whether a key is there."""
+    if isinstance(message, Mapping):
+        return {key: value for key, value in message.items() if value is not None}
+    return message
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
@@ -112,29 +160,3 @@ def _sought(tree: nodes.Template, specials: Mapping[str, int]) -> frozenset[str]
             consts += [argument for argument in call.args if isinstance(argument, nodes.Const)]
     literals = [const.value for const in consts if isinstance(const.value, str)]
     return frozenset(special for special in specials if any(special in literal for literal in literals))
-
-
-def _tokenizer_config(file: Path) -> dict[str, Any]:
-    """Return the file's mapping; empty where there is no file."""
-    if not file.is_file():
-        return {}
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not JSON ({error}); fetch it again") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{file} must hold a mapping")
-    return config
-
-
-def _default(template: object) -> str | None:
-    """Return the template, or the one named default where a checkpoint has several."""
-    if isinstance(template, list):
-        return next((_default(one.get("template")) for one in template if one.get("name") == "default"), None)
-    return template if isinstance(template, str) else None
-
-
-def _token_variables(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return `bos_token` and its like, which templates may write; a token is a string or a mapping with its content."""
-    tokens = {key: value.get("content") if isinstance(value, dict) else value for key, value in config.items()}
-    return {key: value for key, value in tokens.items() if key.endswith("_token") and isinstance(value, str)}

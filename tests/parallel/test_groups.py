@@ -11,7 +11,7 @@ from torch import Tensor
 
 from glm_cluster.config import EngineConfig
 from glm_cluster.engine.engine import open_engine
-from glm_cluster.model.checkpoint import load_model
+from glm_cluster.model.loading import load_model
 from glm_cluster.model.ranks import Ranks
 
 pytestmark = pytest.mark.parallel

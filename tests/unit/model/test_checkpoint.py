@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from support.checkpoints import edit_json
 
 from glm_cluster.errors import CheckpointError
-from glm_cluster.model.checkpoint import INDEX_FILE, SINGLE_FILE, load_model
+from glm_cluster.model.checkpoint import INDEX_FILE, SINGLE_FILE
+from glm_cluster.model.loading import load_model
 from glm_cluster.model.ranks import Ranks
 
 TENSOR = "model.layers.1.mlp.down_proj.weight"

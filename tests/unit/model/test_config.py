@@ -32,8 +32,8 @@ def test_defaults_are_glm_4_9b() -> None:
     ("raw", "word"),
     [
         ({"model_type": "llama"}, "llama"),
-        ({"hidden_act": "gelu"}, "gelu"),
-        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"hidden_act": "mish"}, "mish"),
+        ({"rope_scaling": {"type": "su", "factor": 4.0}}, "su"),
         ({"vocab_size": "many"}, "vocab_size"),
         ({"num_attention_heads": 32, "num_key_value_heads": 5}, "multiple"),
         ({"partial_rotary_factor": 0.01}, "partial_rotary_factor"),

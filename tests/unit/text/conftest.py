@@ -1,18 +1,24 @@
 """Tokenizers to test with: a tiny one made here, the demo model's, and GLM-4's own."""
 
+import base64
 import gzip
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import pytest
 
 from glm_cluster.model.demo import ensure_demo_model
-from glm_cluster.text.tokenizer import Tokenizer, _byte_of_character
+from glm_cluster.text.alphabet import BYTE_OF, unspell
+from glm_cluster.text.tokenizer import Tokenizer
+
+WriteRanks: TypeAlias = Callable[[Path, Iterable[bytes]], Path]
 
 
-def tiny_tokenizer_json() -> dict[str, object]:
+def tiny_tokenizer_json() -> dict[str, Any]:
     """The 256 bytes, one merge (`hi`), two special tokens and two that are only added."""
-    vocab = {character: byte for character, byte in _byte_of_character().items()} | {"hi": 256}
+    vocab = dict(BYTE_OF) | {"hi": 256}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     added = [("<|user|>", True), ("<|assistant|>", True), ("<think>", False), ("</think>", False)]
     return {
@@ -29,6 +35,23 @@ def tiny_tokenizer_json() -> dict[str, object]:
         "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
         "model": {"type": "BPE", "vocab": vocab, "merges": [["h", "i"]], "ignore_merges": False},
     }
+
+
+@pytest.fixture(scope="session")
+def write_ranks() -> WriteRanks:
+    return _write_ranks
+
+
+def _write_ranks(directory: Path, tokens: Iterable[bytes]) -> Path:
+    """Write a tokenizer.model in which each token's place is its rank."""
+    lines = (b"%s %d\n" % (base64.b64encode(token), rank) for rank, token in enumerate(tokens))
+    (directory / "tokenizer.model").write_bytes(b"".join(lines))
+    return directory
+
+
+@pytest.fixture
+def tiny_content() -> dict[str, Any]:
+    return tiny_tokenizer_json()
 
 
 @pytest.fixture
@@ -48,6 +71,18 @@ def glm4_directory(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) 
     packed = (shared_data / "tokenizer" / "tokenizer.GLM-4-0414.json.gz").read_bytes()
     (directory / "tokenizer.json").write_bytes(gzip.decompress(packed))
     return directory
+
+
+@pytest.fixture(scope="session")
+def glm4_content(glm4_directory: Path) -> dict[str, Any]:
+    return json.loads((glm4_directory / "tokenizer.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def thudm_directory(glm4_content: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """GLM-4's vocabulary as THUDM publishes it."""
+    vocab: dict[str, int] = glm4_content["model"]["vocab"]
+    return _write_ranks(tmp_path_factory.mktemp("thudm"), map(unspell, sorted(vocab, key=vocab.__getitem__)))
 
 
 @pytest.fixture(scope="session")

@@ -128,6 +128,44 @@ def test_an_answer_cannot_write_what_the_template_does_not_look_for() -> None:
     assert template(THINKING).render([assistant("<|user|><think>")]) == (Special(2), Plain("<|user|><think>"))
 
 
+TOOLS = "{% if tools is not none %}{{ tools | tojson }}{% endif %}{{ date }}"
+
+
+def test_variables_reach_the_template_shielded() -> None:
+    tools = [{"name": "<|user|>"}]
+    segments = template(TOOLS).render([], variables={"tools": tools, "date": "<|us<think>er|>"})
+    assert segments == (Plain(json.dumps(tools) + "<|us<think>er|>"),)
+
+
+def test_tools_are_defined_and_none_unless_given() -> None:
+    assert template(TOOLS + "{{ documents }}").render([]) == (Plain("None"),)
+    assert template(TOOLS).render([], variables={"date": "now"}) == (Plain("now"),)
+
+
+def test_a_key_without_a_value_is_not_there() -> None:
+    asks = "{{ messages[0].content is defined }}{{ messages[0].tools[0].x is defined }}"
+    message = {"role": "system", "content": None, "tools": [{"x": None}]}
+    assert template(asks).render([message]) == (Plain("FalseTrue"),)
+    assert template(asks).render_text([message], add_generation_prompt=False) == "FalseTrue"
+
+
+@pytest.mark.parametrize("add_generation_prompt", [True, False])
+def test_one_string_is_the_segments_without_their_difference(add_generation_prompt: bool) -> None:
+    chat, messages = template(TURNS + PROMPT), [user("a<|assistant|>"), assistant("\ue000<|us")]
+    text = chat.render_text(messages, add_generation_prompt=add_generation_prompt)
+    assert text == "<|user|>a<|assistant|><|assistant|>\ue000<|us" + "<|assistant|>" * add_generation_prompt
+
+
+def test_one_string_with_variables() -> None:
+    text = template(TOOLS).render_text([], add_generation_prompt=True, variables={"tools": ["é"], "date": 3})
+    assert text == '["é"]3'
+
+
+def test_one_string_may_be_refused_too() -> None:
+    with pytest.raises(InvalidRequest, match="roles must alternate"):
+        template("{{ raise_exception('roles must alternate') }}").render_text([], add_generation_prompt=True)
+
+
 def test_json_is_not_escaped() -> None:
     [segment] = template("{{ messages[0].content | tojson(indent=1) }}").render([user({"城": "<&'>"})])
     assert segment == Plain('{\n "城": "<&\'>"\n}')
@@ -138,7 +176,8 @@ def test_json_is_not_escaped() -> None:
     [
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
         ("{{ messages[0].nothing.at_all }}", "no attribute"),
-        ("{{ 'a' + messages[0].content }}", "concatenate"),
+        ("{{ 'a' + messages[0].content }}", "no attribute 'content'"),
+        ("{{ 'a' + messages }}", "concatenate"),
         ("{{ messages.append(1) }}", "unsafe|not safe"),
         ("{{ ().__class__.__base__ }}", "unsafe|not safe"),
     ],
@@ -181,6 +220,8 @@ def test_published_templates_take_an_attack_as_text(shared_data: Path, name: str
 
 
 def test_files_in_their_order(tiny_directory: Path, tiny: Tokenizer) -> None:
+    (tiny_directory / "chat_template.json").write_text('{"chat_template": "json"}', encoding="utf-8")
+    assert ChatTemplate.from_directory(tiny_directory, tiny).render([]) == (Plain("json"),)
     config = {"chat_template": "{{ bos_token }}config", "bos_token": {"content": "<|user|>"}, "eos_token": None}
     (tiny_directory / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     assert ChatTemplate.from_directory(tiny_directory, tiny).render([]) == (Special(257), Plain("config"))

@@ -1,0 +1,219 @@
+"""Keys and values of the plain forward, kept between calls: one tensor a layer that grows, or one of a fixed size.
+
+Source: HF `DynamicCache` and `StaticCache` (transformers 5.0.0rc1 and 5.23), their semantics method for method. The
+engine has blocks instead (`attention.KvCache`).
+Shape legend: B batch, K KV heads, S slots held, D head width.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glm_cluster.model.config import GlmConfig
+
+
+class CacheLayer(ABC):
+    """Rotated keys and values of one layer, [B, K, S, D] each; None before the first update."""
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether anything has been put in."""
+        return self.keys is not None
+
+    @abstractmethod
+    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append [B, K, T, D]; what attention is to read."""
+
+    @abstractmethod
+    def get_seq_length(self) -> int | Tensor:
+        """Tokens held."""
+
+    @abstractmethod
+    def get_mask_size(self, num_queries: int) -> int:
+        """Slots that `update` will return for that many new tokens."""
+
+    @abstractmethod
+    def get_max_length(self) -> int:
+        """Most tokens; -1 where there is no bound."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget every token."""
+
+    def _each(self, change: Any) -> None:
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = change(self.keys), change(self.values)
+
+
+class DynamicLayer(CacheLayer):
+    """Grows by concatenation."""
+
+    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append [B, K, T, D]; everything held."""
+        if self.keys is None or self.values is None:
+            self.keys, self.values = keys.contiguous(), values.contiguous()
+        else:
+            self.keys, self.values = torch.cat([self.keys, keys], dim=-2), torch.cat([self.values, values], dim=-2)
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        """Tokens held."""
+        return 0 if self.keys is None or self.keys.numel() == 0 else self.keys.shape[-2]
+
+    def get_mask_size(self, num_queries: int) -> int:
+        """Those held and those to come."""
+        return self.get_seq_length() + num_queries
+
+    def get_max_length(self) -> int:
+        """No bound."""
+        return -1
+
+    def reset(self) -> None:
+        """Forget every token."""
+        self.keys = self.values = None
+
+    def crop(self, max_length: int) -> None:
+        """Keep the first `max_length` tokens, or drop the last -`max_length` (rc1's way; 5.23 has only the latter)."""
+        if max_length < self.get_seq_length():
+            self._each(lambda x: x[..., :max_length, :])
+
+
+class StaticLayer(CacheLayer):
+    """Zeros of a fixed size, written in place: the same tensors for the life of the cache."""
+
+    def __init__(self, max_cache_len: int) -> None:
+        super().__init__()
+        self.max_cache_len = max_cache_len
+        self._num_tokens = torch.tensor(0)
+
+    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write [B, K, T, D] behind what is held; all slots, empty ones too. IndexError past the end."""
+        if self.keys is None or self.values is None:
+            batch, heads, _, width = keys.shape
+            self.keys, self.values = (x.new_zeros(batch, heads, self.max_cache_len, width) for x in (keys, values))
+            self._num_tokens = self._num_tokens.to(keys.device)
+        slots = torch.arange(keys.shape[-2], device=keys.device) + self._num_tokens
+        self.keys.index_copy_(2, slots, keys)
+        self.values.index_copy_(2, slots, values)
+        self._num_tokens.add_(keys.shape[-2])
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int | Tensor:
+        """Tokens held: a tensor, as in HF, once there are any."""
+        return self._num_tokens if self.is_initialized else 0
+
+    def get_mask_size(self, num_queries: int) -> int:
+        """All slots."""
+        return self.max_cache_len
+
+    def get_max_length(self) -> int:
+        """The size it was made with."""
+        return self.max_cache_len
+
+    def reset(self) -> None:
+        """Zero the slots where they are."""
+        self._each(lambda x: x.zero_())
+        self._num_tokens.zero_()
+
+    def crop(self, max_length: int) -> None:
+        """Static slots cannot be given back."""
+        raise ValueError("a static cache cannot be cropped; use a DynamicCache, or reset() this one")
+
+
+class Cache:
+    """One layer object a decoder layer, in `layers`. Not subscriptable: read `cache.layers[i].keys`."""
+
+    def __init__(self, layers: list[DynamicLayer] | list[StaticLayer]) -> None:
+        self.layers = layers
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, index: object) -> None:
+        raise TypeError(f"{type(self).__name__} is not subscriptable; read .layers[i].keys and .layers[i].values")
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
+        """Append [B, K, T, D] to a layer; what its attention is to read."""
+        return self.layers[layer_idx].update(key_states, value_states)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int | Tensor:
+        """Tokens held by a layer."""
+        return self.layers[layer_idx].get_seq_length() if layer_idx < len(self.layers) else 0
+
+    def get_mask_size(self, num_queries: int) -> int:
+        """Slots that attention will see with `num_queries` new tokens."""
+        return self.layers[0].get_mask_size(num_queries) if self.layers else num_queries
+
+    def get_max_length(self) -> int:
+        """Most tokens; -1 where there is no bound."""
+        return self.layers[0].get_max_length() if self.layers else -1
+
+    def get_max_cache_shape(self) -> int:
+        """The same under its name of 5.0.0rc1."""
+        return self.get_max_length()
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether every layer holds something."""
+        return bool(self.layers) and all(layer.is_initialized for layer in self.layers)
+
+    def reset(self) -> None:
+        """Forget every token."""
+        for layer in self.layers:
+            layer.reset()
+
+    def crop(self, max_length: int) -> None:
+        """Keep the first `max_length` tokens of every layer, or drop the last -`max_length`."""
+        for layer in self.layers:
+            layer.crop(max_length)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Make row i what row beam_idx[i] was."""
+        self._each(lambda x: x.index_select(0, beam_idx.to(x.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row `repeats` times, copies side by side."""
+        self._each(lambda x: x.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows."""
+        self._each(lambda x: x[indices, ...])
+
+    def _each(self, change: Any) -> None:
+        for layer in self.layers:
+            if layer.get_seq_length() > 0:
+                layer._each(change)
+
+
+class DynamicCache(Cache):
+    """A cache that grows. Makes its layers as they come where no config says how many there are."""
+
+    layers: list[DynamicLayer]
+
+    def __init__(self, config: GlmConfig | None = None) -> None:
+        super().__init__([DynamicLayer() for _ in range(config.num_hidden_layers if config else 0)])
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
+        """Append [B, K, T, D] to a layer; everything it holds."""
+        while len(self.layers) <= layer_idx:
+            self.layers.append(DynamicLayer())
+        return super().update(key_states, value_states, layer_idx)
+
+    def __iter__(self) -> Iterator[tuple[Tensor | None, Tensor | None, None]]:
+        return iter([(layer.keys, layer.values, None) for layer in self.layers])
+
+
+class StaticCache(Cache):
+    """A cache of `max_cache_len` slots a layer, for graphs that want the same memory every time."""
+
+    layers: list[StaticLayer]
+
+    def __init__(self, config: GlmConfig, max_cache_len: int) -> None:
+        super().__init__([StaticLayer(max_cache_len) for _ in range(config.num_hidden_layers)])

@@ -1,0 +1,155 @@
+"""A model's name turned into the directory of its files: a directory, a hub repository or a recipe.
+
+Knows which files a checkpoint consists of, and the optional `huggingface_hub`, which fetches and caches them. Refuses
+to know what is in them, and never fetches pickles or code.
+"""
+
+import io
+import re
+from collections.abc import Iterable
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from glm_cluster.errors import ConfigError
+from glm_cluster.model.demo import OnProgress, default_directory, ensure_demo_model
+from glm_cluster.model.recipes import HubSource, Recipe, find_recipe, recipe_names
+
+PATTERNS = (
+    "*.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer.model",
+    "*.jinja",
+    "LICENSE*",
+    "README.md",
+)
+_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+def resolve(name: str | Path, *, revision: str | None = None, on_progress: OnProgress | None = None) -> Path:
+    """Return the directory that `name` stands for, fetching what is not on this machine.
+
+    An existing directory comes first, then a recipe, then a hub repository `owner/name`, of which `revision` is one.
+    """
+    if Path(name).is_dir():
+        return Path(name).resolve()
+    recipe = find_recipe(str(name))
+    if recipe is None and _REPOSITORY.fullmatch(str(name)):
+        return fetch(str(name), revision=revision, on_progress=on_progress)
+    if recipe is None:
+        raise ConfigError(
+            f"{str(name)!r} is no directory, no hub repository (owner/name) and no recipe; "
+            f"the recipes are {', '.join(recipe_names())}"
+        )
+    if isinstance(recipe.source, HubSource):
+        return fetch(recipe.source.repo, revision=revision, on_progress=on_progress)
+    return ensure_demo_model(on_progress=on_progress)
+
+
+def fetch(repo: str, *, revision: str | None = None, on_progress: OnProgress | None = None) -> Path:
+    """Return the local directory of a hub repository: fetched, or as cached where the hub cannot be reached."""
+    library = _library()
+    if library is None:
+        raise ConfigError(
+            f"{repo} is not a directory here, and fetching it from the Hugging Face hub takes a library: "
+            "`pip install huggingface_hub`, or give the directory of a checkpoint"
+        )
+    errors = import_module("huggingface_hub.errors")
+    report = on_progress or _ignore
+    try:
+        directory = _snapshot(library, repo, revision=revision, tqdm_class=_bar_class(report))
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
+        raise ConfigError(_refusal(errors, error, repo, revision)) from error
+    except (OSError, errors.HTTPError) as error:  # which library's HTTPError depends on the release
+        if kept := cached(repo, revision=revision):
+            return kept
+        raise ConfigError(
+            f"{repo} could not be fetched from the Hugging Face hub and no complete copy is cached "
+            f"({_sentence(error)}); check the connection and HF_HUB_OFFLINE, or give the directory of a checkpoint"
+        ) from error
+    report("download", 1.0)
+    return directory
+
+
+def cached(repo: str, *, revision: str | None = None) -> Path | None:
+    """Return the hub cache's copy of a repository if there is one with weights. Never asks the network."""
+    library = _library()
+    if library is None:
+        return None
+    errors = import_module("huggingface_hub.errors")
+    try:
+        directory = _snapshot(library, repo, revision=revision, local_files_only=True)
+    except (errors.LocalEntryNotFoundError, errors.HFValidationError):
+        return None
+    has_weights = any(path.is_file() for path in directory.glob("*.safetensors"))  # a broken link is no file
+    return directory if has_weights and (directory / "config.json").is_file() else None
+
+
+def installed(recipes: Iterable[Recipe]) -> frozenset[str]:
+    """The names of those recipes whose checkpoint is on this machine, in the cache it would be fetched to."""
+    return frozenset(recipe.name for recipe in recipes if _is_installed(recipe))
+
+
+def _is_installed(recipe: Recipe) -> bool:
+    if isinstance(recipe.source, HubSource):
+        return cached(recipe.source.repo) is not None
+    return (default_directory(recipe.source.version) / "config.json").is_file()
+
+
+def _library() -> ModuleType | None:
+    try:
+        return import_module("huggingface_hub")
+    except ImportError:
+        return None
+
+
+def _snapshot(library: ModuleType, repo: str, **options: Any) -> Path:
+    return Path(library.snapshot_download(repo, allow_patterns=list(PATTERNS), **options))
+
+
+def _refusal(errors: ModuleType, error: Exception, repo: str, revision: str | None) -> str:
+    """Say what to do about a repository that the hub was asked for and does not give."""
+    if isinstance(error, errors.GatedRepoError):
+        return f"{repo} is given out only to those who accepted its terms: accept them on the hub and set HF_TOKEN"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{repo} has no revision {revision!r}; name a branch, a tag or a commit of it"
+    return (
+        f"there is no repository {repo!r} on the Hugging Face hub, or it is private; "
+        "check the name, set HF_TOKEN, or give the directory of a checkpoint"
+    )
+
+
+def _sentence(error: Exception) -> str:
+    """The first line of an error of the hub's; the others repeat addresses and request ids."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip().rstrip(".")
+
+
+def _bar_class(on_progress: OnProgress) -> type[Any]:
+    """A tqdm that draws nothing and reports: the one way the hub's library has of telling how far it is."""
+    bars: list[Any] = []
+
+    class Bar(import_module("tqdm").tqdm):  # type: ignore[misc]  # tqdm ships no types
+        monitor_interval = 0  # no thread of tqdm's own
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            options.pop("name", None)  # known to the hub's own bars alone
+            super().__init__(*args, **{**options, "file": io.StringIO(), "disable": False})
+            bars.append(self)
+
+        def display(self, *_: object, **__: object) -> None:
+            on_progress("download", _fraction(bars))
+
+    return Bar
+
+
+def _fraction(bars: list[Any]) -> float:
+    """How much is done: bytes where they are counted, which grow as files are begun, else files."""
+    known = [bar for bar in bars if bar.total]
+    known = [bar for bar in known if bar.unit == "B"] or known
+    return min(1.0, max(bar.n for bar in known) / max(bar.total for bar in known)) if known else 0.0
+
+
+def _ignore(stage: str, fraction: float) -> None:
+    """Report to nobody."""
