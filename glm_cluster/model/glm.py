@@ -6,6 +6,7 @@ Shape legend: B batch, T tokens (any leading dimensions before it), H hidden wid
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from glm_cluster.model.attention import Attend
 from glm_cluster.model.cache import Cache, DynamicCache
 from glm_cluster.model.config import GlmConfig
+from glm_cluster.model.generation import generate
+from glm_cluster.model.generation_config import GenerationConfig
 from glm_cluster.model.layers import DecoderLayer, RMSNorm, VocabEmbedding
 from glm_cluster.model.losses import causal_lm_loss
 from glm_cluster.model.outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -131,6 +134,9 @@ class GlmForCausalLM(PretrainedModel):
         rows = Sharding(config, self.ranks.rank, self.ranks.size).vocab_rows
         self.model = GlmModel(config, self.ranks)
         self.lm_head = nn.Linear(config.hidden_size, rows, bias=False)
+        self.generation_config = GenerationConfig(
+            bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
+        )
         self.init_weights()
 
     @property
@@ -203,11 +209,18 @@ class GlmForCausalLM(PretrainedModel):
         logits = self.ranks.gather(F.linear(x_RH, self.lm_head.weight))
         return None if logits is None else logits[..., : self.config.vocab_size]
 
-    def generate(self, input_ids: Tensor | None = None, **options: Any) -> Any:
-        """Continue `input_ids` [B, T]; see `generation.generate` for the options, which are HF's."""
-        from glm_cluster.model.generation import generate
+    def generate(self, inputs: Tensor | None = None, *places: Any, **options: Any) -> Any:
+        """Continue prompts [B, T]; see `generation.generate` for the options, which are HF's."""
+        return generate(self, inputs, *places, **options)
 
-        return generate(self, input_ids, **options)
+    def after_loading(self, directory: Path) -> None:
+        """Take generation_config.json."""
+        self.generation_config = GenerationConfig.from_directory(directory, self.config)
+
+    def save_pretrained(self, directory: str | Path, *, max_shard_size: int | str = "50GB") -> None:
+        """Write config.json, safetensors and generation_config.json; transformers reads them."""
+        super().save_pretrained(directory, max_shard_size=max_shard_size)
+        self.generation_config.save(Path(directory))
 
 
 def _either(asked: bool | None, default: bool) -> bool:

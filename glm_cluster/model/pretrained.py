@@ -5,6 +5,7 @@ Source: HF `PreTrainedModel` (transformers 5.0.0rc1 and 5.23), for the methods t
 
 import json
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -73,11 +74,13 @@ class PretrainedModel(nn.Module):
 
         `dtype` "auto" is the stored one. `device_map` places the whole model ("auto": CUDA if it has room, else the
         CPU). `changes` are config keys (`num_labels=3`, `attn_implementation="eager"`). A head that the checkpoint
-        has not is made anew, with a warning. `trust_remote_code=True` is accepted, and no code of a checkpoint is ever run.
+        has not is made anew, with a warning. `trust_remote_code=True` is accepted, and no code of a checkpoint is ever
+        run.
         """
         from glm_cluster.model.hub import resolve
         from glm_cluster.model.loading import choose_device, load_pretrained
 
+        note_trust(trust_remote_code)
         directory = resolve(name_or_directory)
         config = config or GlmConfig.from_pretrained(directory)
         if unknown := changes.keys() - {*GlmConfig.__dataclass_fields__, "num_labels", "rope_theta"}:
@@ -180,6 +183,12 @@ class PretrainedModel(nn.Module):
         """`output`, or its tuple where `return_dict` (or the config) says so."""
         wanted = self.config.return_dict if return_dict is None else return_dict
         return output if wanted else output.to_tuple()
+
+
+def note_trust(trust_remote_code: bool) -> None:
+    """Say, once in a process, that a checkpoint's own code is not run whatever is asked."""
+    if trust_remote_code:
+        warnings.warn("trust_remote_code=True changes nothing: no code of a checkpoint is ever run here", stacklevel=1)
 
 
 def write_shards(directory: Path, groups: list[dict[str, Tensor]]) -> None:

@@ -17,14 +17,15 @@ from glm_cluster.deploy.files import IMPORT_PATH, ServeFile
 from glm_cluster.deploy.local import Endpoints
 from glm_cluster.errors import ConfigError
 from glm_cluster.model.demo import default_directory
-from glm_cluster.model.recipes import load_recipe
+from glm_cluster.model.recipes import load_recipe, recipe_names
 from glm_cluster.preflight import GIB, Gpu
 
-COMMANDS = ("serve", "generate", "chat", "demo-model")
+COMMANDS = ("serve", "generate", "chat", "models", "demo-model")
 FLAGS = {
     "serve": {"--model", "--tp", "--replicas", "--host", "--port", "--grpc-port", "--dtype", "--device", "--config"},
     "generate": {"--model", "--prompt", "--max-tokens", "--temperature", "--seed", "--dtype", "--device"},
     "chat": {"--url", "--max-tokens"},
+    "models": {"--json"},
     "demo-model": set(),
 }
 
@@ -145,9 +146,36 @@ def test_another_model_does_not_keep_the_name_of_the_files(checkpoint: Path) -> 
     assert args == {"model": str(checkpoint.resolve()), "step_tokens": 64}
 
 
-def test_recipe_that_is_not_fetched_says_so() -> None:
-    with pytest.raises(ConfigError, match="download it and give its directory"):
-        serve_args(parse("serve", "--model", "glm-4-9b-chat-hf"), ServeFile())
+@pytest.mark.parametrize(
+    ("name", "served_as"),
+    [
+        ("GLM-4-9B-chat-hf", "glm-4-9b-chat-hf"),
+        ("THUDM/glm-4-9b-chat-hf", "glm-4-9b-chat-hf"),
+        ("somebody/tuned-glm", "tuned-glm"),
+    ],
+)
+def test_what_is_fetched_by_name_is_served_by_name(
+    name: str, served_as: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The directory is called after a commit."""
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **_: str(checkpoint))
+    args = serve_args(parse("serve", "--model", name), ServeFile())
+    assert args == {"model": str(checkpoint), "model_name": served_as}
+
+
+def test_unknown_name_says_what_there_is() -> None:
+    with pytest.raises(ConfigError, match=r"no recipe; the recipes are .*glm-4-9b-chat-hf"):
+        serve_args(parse("serve", "--model", "glm-5"), ServeFile())
+
+
+def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    listing = capsys.readouterr().out
+    assert "glm-4-9b-chat-hf" in listing
+    assert max(map(len, listing.splitlines())) <= 120
+    assert main(["models", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["name"] for row in rows} == set(recipe_names())
 
 
 @pytest.mark.parametrize("replicas", ["two", "1:", ":2", "1:2:3", ""])

@@ -125,6 +125,7 @@ def test_spans_can_be_worked_out_by_hand(tiny: Tokenizer) -> None:
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
+@example("<|begin_of_image|>")
 @example("Hello, 世界! 🚀😀 é e\u0301 def f(x):\n\treturn  x")
 @QUICK
 def test_spans_equal_the_librarys_offsets(glm4: Tokenizer, glm4_library: tokenizers.Tokenizer, text: str) -> None:
@@ -194,6 +195,7 @@ def test_glm4_ids_equal_tiktoken(glm4: Tokenizer, shared_data: Path) -> None:
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
+@example("<|begin_of_image|>")
 @QUICK
 def test_glm4_equals_the_library_on_ordinary_text(
     glm4: Tokenizer, glm4_library: tokenizers.Tokenizer, text: str
@@ -211,7 +213,10 @@ def test_glm4_decodes_as_the_library_does(glm4: Tokenizer, glm4_library: tokeniz
 
 @pytest.fixture(scope="session")
 def glm4_library(glm4_directory: Path) -> tokenizers.Tokenizer:
-    return tokenizers.Tokenizer.from_file(str(glm4_directory / "tokenizer.json"))
+    """The oracle. Hypothesis also tries the strings of our source, control tokens among them: they are text here."""
+    library = tokenizers.Tokenizer.from_file(str(glm4_directory / "tokenizer.json"))
+    library.encode_special_tokens = True
+    return library
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
