@@ -88,8 +88,11 @@ def _free_share(config: EngineConfig, model: GlmConfig, device: torch.device, ho
 def activation_bytes(config: EngineConfig, model: GlmConfig) -> int:
     """A bound on what one step takes beside weights and cache: the widest tensors that live at the same time."""
     widest = 4 * model.hidden_size + 3 * model.intermediate_size
-    sampling = config.max_running * model.vocab_size * 48  # logits, sorted copy, order, two fp64 sums, masks
-    return GATHER_BYTES + 3 * SCORE_BYTES + config.step_tokens * widest * 4 + sampling
+    if config.task == "generate":
+        answering = config.max_running * model.vocab_size * 48  # logits, sorted copy, order, two fp64 sums, masks
+    else:
+        answering = config.step_tokens * model.hidden_size * 48  # rows, a copy in fp32, what a mean cuts them into
+    return GATHER_BYTES + 3 * SCORE_BYTES + config.step_tokens * widest * 4 + answering
 
 
 def _cgroup_room() -> list[int]:

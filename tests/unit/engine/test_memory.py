@@ -48,6 +48,11 @@ def test_a_step_of_glm_4_9b_fits_beside_the_cache() -> None:
     assert 2**29 < memory.activation_bytes(EngineConfig(model="m"), MODEL) < 2**31
 
 
+def test_a_model_without_a_vocabulary_to_sample_from_leaves_more_to_the_cache() -> None:
+    tokens, rows = (memory.activation_bytes(EngineConfig(model="m", task=t), MODEL) for t in ("generate", "embed"))
+    assert 2**28 < tokens - rows < 2**29
+
+
 def test_host_pages_are_mapped_lazily() -> None:
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
