@@ -181,6 +181,10 @@ def _is_file(path: Path) -> bool:
 def _opened(path: Path, framework: Literal["numpy", "pt"]) -> Iterator[Any]:
     """The library's view of a file, which has checked its header. "numpy" shows names and shapes without torch."""
     try:
+        path.open("rb").close()  # the library says of a file it may not read that it does not exist
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    try:
         with safe_open(path, framework=framework) as file:
             yield file
     except (SafetensorError, OSError) as error:

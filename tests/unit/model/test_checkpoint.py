@@ -91,9 +91,19 @@ def test_missing_shard_is_named(sharded: Path) -> None:
 
 def test_tensor_not_in_the_file_the_index_names(sharded: Path) -> None:
     index = json.loads((sharded / INDEX_FILE).read_text())
-    other = next(f for f in index["weight_map"].values() if f != index["weight_map"][TENSOR])
+    home = index["weight_map"][TENSOR]
+    other = next(f for f in index["weight_map"].values() if f != home)
     edit_json(sharded / INDEX_FILE, weight_map={**index["weight_map"], TENSOR: other})
-    with pytest.raises(CheckpointError, match=rf"{other}: tensor '{TENSOR}' is missing"):
+    with pytest.raises(
+        CheckpointError, match=rf"{home}: tensor '{TENSOR}' is stored here, while .* places it in {other}"
+    ):
+        _load(sharded)
+
+
+def test_tensor_in_no_file(sharded: Path) -> None:
+    file = json.loads((sharded / INDEX_FILE).read_text())["weight_map"][TENSOR]
+    _rewrite(sharded / file, lambda t: t.pop(TENSOR))
+    with pytest.raises(CheckpointError, match=rf"{file}: tensor '{TENSOR}' is missing, though the index"):
         _load(sharded)
 
 
