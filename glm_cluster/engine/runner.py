@@ -13,7 +13,6 @@ from glm_cluster.engine.plan import StepOutput, StepPlan
 from glm_cluster.engine.sampler import sample
 from glm_cluster.model.attention import KvCache, PagedAttention
 from glm_cluster.model.checkpoint import Progress
-from glm_cluster.model.config import GlmConfig
 from glm_cluster.model.glm import GlmForCausalLM
 from glm_cluster.model.loading import load_model, resolve_dtype
 from glm_cluster.model.ranks import Ranks
@@ -52,7 +51,7 @@ class ModelRunner:
             dtype=dtype,
             device=ranks.device,
         )
-        limits = KvLimits(blocks, _max_model_len(config, model.config))
+        limits = KvLimits(blocks, memory.max_model_len(config, model.config))
         model.decoder.rotary.fix_length(limits.max_model_len)  # one length for all: neighbours must not change it
         return cls(model, cache, limits)
 
@@ -69,7 +68,3 @@ class ModelRunner:
             return StepOutput({})
         tokens = sample(logits_RV[: len(batch.keys)], batch.sampling, batch.sample_positions)
         return StepOutput(dict(zip(batch.keys, tokens, strict=True)))
-
-
-def _max_model_len(config: EngineConfig, model: GlmConfig) -> int:
-    return min(config.max_model_len or model.context_limit, model.context_limit)

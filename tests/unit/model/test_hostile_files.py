@@ -25,7 +25,7 @@ from glm_cluster.model.sharding import Sharding
 
 Tensors: TypeAlias = Mapping[str, torch.Tensor]
 NORM = "model.norm.weight"
-SHARD = "model-00001-of-00002.safetensors"
+SHARD, LAST = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
 
 def read(directory: Path, config: GlmConfig | None = None) -> dict[str, torch.Tensor]:
@@ -75,11 +75,9 @@ def sharded(directory: Path) -> Path:
     """The same in two files and an index."""
     tensors = load_file(directory / SINGLE_FILE)
     (directory / SINGLE_FILE).unlink()
-    last = {NORM: tensors.pop(NORM)}
-    other = SHARD.replace("00001-of", "00002-of")
+    save_file({NORM: tensors.pop(NORM)}, directory / LAST)
     save_file(tensors, directory / SHARD)
-    save_file(last, directory / other)
-    place_tensors(directory, **dict.fromkeys(tensors, SHARD), **dict.fromkeys(last, other))
+    place_tensors(directory, **dict.fromkeys(tensors, SHARD), **{NORM: LAST})
     return directory
 
 
@@ -275,14 +273,18 @@ def test_files_may_be_links_out_of_the_directory(sharded: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     "file",
     [
-        *("", ".", "..", "/", "/etc/passwd", "../blobs/x.safetensors", "sub/x.safetensors", f"./{SHARD}", f"{SHARD}/"),
+        *("", ".", "..", "/", "/etc/passwd", "../x.safetensors", "sub/x.safetensors", f"./{SHARD}", f"{SHARD}/"),
         *("pytorch_model.bin", "model.pt", "model.ckpt", "config.json", "x.safetensors.bin", "x.SAFETENSORS"),
         *("x\0.safetensors", f"{SHARD}\0", "\ud800.safetensors", "a" * 300 + ".safetensors", ".safetensors"),
     ],
 )
 def test_an_index_names_nothing_but_safetensors_beside_it(sharded: Path, file: str) -> None:
-    (sharded / "pytorch_model.bin").write_bytes((sharded / SHARD).read_bytes())
-    (sharded / "x.safetensors.bin").write_bytes((sharded / SHARD).read_bytes())
+    """Not even where what it names would serve."""
+    good = sharded / LAST
+    for name in ("pytorch_model.bin", "x.safetensors.bin", "x.SAFETENSORS", "../x.safetensors", "sub/x.safetensors"):
+        (sharded / name).parent.mkdir(exist_ok=True)
+        shutil.copy(good, sharded / name)
+    good.unlink()
     place_tensors(sharded, **{NORM: file})
     assert str(sharded) in refusal(sharded)
 
