@@ -5,6 +5,7 @@ or dtype, or its file is missing, truncated or outside the directory; the error 
 torch to read weights only: whoever opens and checks stays light.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,11 +76,14 @@ class Checkpoint:
         """Those of the wanted tensors, by HF's name, that are not stored."""
         return sorted(name for name, shard in wanted.items() if self.layout.locate(name, shard)[0] not in self.files)
 
-    def check(self, wanted: Mapping[str, Shard]) -> None:
-        """Refuse whatever `read` would, from the files' headers alone."""
+    def check(self, wanted: Mapping[str, Shard]) -> Mapping[str, int]:
+        """Refuse whatever `read` would, from the files' headers alone; how many tensors are stored in each dtype."""
+        dtypes: Counter[str] = Counter()
         for path, places in self._places(wanted).items():
             with _opened(path, "numpy") as file:
                 self._check_file(path, file, places)
+                dtypes.update(file.get_slice(stored).get_dtype() for stored, _ in places.values())
+        return dtypes
 
     def read(self, wanted: Mapping[str, Shard], on_progress: Progress | None = None) -> "Iterator[tuple[str, Tensor]]":
         """Yield each wanted tensor's part under HF's name, file by file, each file checked before its first."""

@@ -11,9 +11,11 @@ from safetensors.torch import load_file, save_file
 from support.checkpoints import edit_json
 
 from glm_cluster.errors import CheckpointError
-from glm_cluster.model.checkpoint import INDEX_FILE, SINGLE_FILE
+from glm_cluster.model.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from glm_cluster.model.config import GlmConfig
 from glm_cluster.model.loading import load_model
 from glm_cluster.model.ranks import Ranks
+from glm_cluster.model.sharding import Sharding
 
 TENSOR = "model.layers.1.mlp.down_proj.weight"
 
@@ -133,6 +135,13 @@ def test_a_tied_checkpoint_may_store_the_matrix_twice(checkpoint: Callable[..., 
     directory = Path(shutil.copytree(checkpoint(tie_word_embeddings=True), tmp_path / "tied"))
     _rewrite(directory / SINGLE_FILE, lambda t: t.update({"lm_head.weight": torch.zeros(301, 64)}))
     _load(directory)
+
+
+def test_a_check_counts_what_is_stored_in_each_dtype(single: Path) -> None:
+    config = GlmConfig.from_directory(single)
+    wanted = Sharding(config, 0, 1).tensors()
+    _rewrite(single / SINGLE_FILE, lambda t: t.update({TENSOR: t[TENSOR].bfloat16()}))
+    assert Checkpoint.open(single, config).check(wanted) == {"F32": len(wanted) - 1, "BF16": 1}
 
 
 def test_progress_ends_at_one(single: Path) -> None:
