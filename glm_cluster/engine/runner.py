@@ -13,7 +13,6 @@ from glm_cluster.engine.memory import KvLimits
 from glm_cluster.engine.plan import StepOutput, StepPlan
 from glm_cluster.model.attention import KvCache, PagedAttention
 from glm_cluster.model.checkpoint import Progress
-from glm_cluster.model.config import GlmConfig
 from glm_cluster.model.loading import load_model, resolve_dtype
 from glm_cluster.model.ranks import Ranks
 from glm_cluster.model.sharding import Sharding
@@ -48,7 +47,7 @@ class ModelRunner:
         model: ServedModel = load_model(
             directory, ranks=ranks, dtype=config.dtype, on_progress=on_progress, task=config.task
         )
-        max_model_len = _max_model_len(config, model.config)
+        max_model_len = memory.max_model_len(config, model.config)
         model.decoder.rotary.fix_length(max_model_len)  # one length for all: neighbours must not change it
         dtype = resolve_dtype(model.config, config.dtype)
         shard = Sharding(model.config, ranks.rank, ranks.size)
@@ -73,7 +72,3 @@ class ModelRunner:
         attend = PagedAttention(self._cache, batch.slots_T, batch.groups)
         x_TH = self._decoder.hidden(batch.ids_T, batch.positions_T, attend)
         return self._head(x_TH[batch.rows_R], batch)
-
-
-def _max_model_len(config: EngineConfig, model: GlmConfig) -> int:
-    return min(config.max_model_len or model.context_limit, model.context_limit)

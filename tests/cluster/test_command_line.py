@@ -81,7 +81,15 @@ def test_grpc_describes_itself(served: Served) -> None:
         assert {"glm_cluster.v1.Glm", "grpc.health.v1.Health"} <= set(database.get_services())
         file = database.FindFileContainingSymbol("glm_cluster.v1.Glm")
     (service,) = file.service
-    assert {method.name for method in service.method} == {"Chat", "ChatStream", "Generate", "ListModels", "Classify", "ClassifyTokens", "Embed"}
+    assert {method.name for method in service.method} == {
+        "Chat",
+        "ChatStream",
+        "Generate",
+        "ListModels",
+        "Classify",
+        "ClassifyTokens",
+        "Embed",
+    }
 
 
 def test_second_cluster_on_the_port_is_refused(served: Served) -> None:

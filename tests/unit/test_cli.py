@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.hollow import write_hollow
 
 from glm_cluster import __version__, preflight
 from glm_cluster.cli import build_parser, greeting, main, serve_args
@@ -30,17 +31,9 @@ FLAGS = {
 }
 
 
-def write_checkpoint(directory: Path) -> Path:
-    config = {"model_type": "glm", "num_attention_heads": 8, "num_key_value_heads": 2}
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(config))
-    (directory / "model.safetensors").write_bytes(b"\0")
-    return directory
-
-
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    return write_checkpoint(tmp_path)
+    return write_hollow(tmp_path)
 
 
 @pytest.fixture
@@ -284,8 +277,8 @@ def test_demo_is_announced_by_what_is_served_not_by_its_name(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     source = load_recipe("demo").source
     assert source
-    cached = write_checkpoint(default_directory(source.version))
-    elsewhere = write_checkpoint(tmp_path / name)
+    cached = write_hollow(default_directory(source.version))
+    elsewhere = write_hollow(tmp_path / name)
     monkeypatch.setattr(local, "serve", lambda **given: given["on_ready"](Endpoints("http://h:1", "h:2", name)))
     for directory, announced in ((cached, True), (elsewhere, False)):
         assert main(["serve", "--model", str(directory), *free_ports]) == 0
