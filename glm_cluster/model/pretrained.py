@@ -156,6 +156,8 @@ class PretrainedModel(nn.Module):
         size = embedding.num_embeddings if new_num_tokens is None else new_num_tokens
         if pad_to_multiple_of is not None:
             size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
+        if size == embedding.num_embeddings:
+            return embedding
         head = self.get_output_embeddings()
         tied = head is not None and head.weight is embedding.weight
         embedding.weight = self._resized(embedding.weight, size, mean_resizing)
