@@ -6,10 +6,8 @@ the command that needs them, so that `--help` answers at once.
 
 import argparse
 import json
-import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -17,10 +15,7 @@ from glm_cluster import __version__
 from glm_cluster.errors import ConfigError, GlmError
 
 if TYPE_CHECKING:
-    from glm_cluster.config import EngineConfig
-    from glm_cluster.deploy.files import ServeFile
     from glm_cluster.deploy.local import Endpoints
-    from glm_cluster.model.config import GlmConfig
 
     Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -30,7 +25,7 @@ DEMO = "demo"
 DEVICES = ("auto", "cpu", "cuda")
 HOST, PORT, GRPC_PORT = "127.0.0.1", 8000, 9000
 LOWEST_TEMPERATURE = 1e-5  # the wire's
-QUESTION = "What is the capital of France?"
+MODEL_HELP = "checkpoint directory, a name that `glm-cluster models` lists, or a hub repository owner/name"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     _add_generate(commands)
     _add_chat(commands)
+    _add_models(commands)
     _add_demo_model(commands)
     return parser
 
@@ -68,7 +64,7 @@ def _add_serve(commands: "Commands") -> None:
         help="start a cluster on this machine and serve until Ctrl-C",
         description="Start a cluster on this machine and serve until Ctrl-C. Flags override the values of --config.",
     )
-    parser.add_argument("--model", metavar="PATH|NAME", help="checkpoint directory, or `demo` (the default)")
+    parser.add_argument("--model", metavar="PATH|NAME", help=f"{MODEL_HELP} (default: demo)")
     parser.add_argument("--tp", type=_count, metavar="N", help="ranks in a tensor-parallel group (default 1)")
     parser.add_argument("--replicas", metavar="N|MIN:MAX", help="groups; MIN:MAX lets Serve autoscale (default 1)")
     parser.add_argument("--host", metavar="H", help=f"address to listen on (default {HOST}: this machine only)")
@@ -86,7 +82,7 @@ def _add_generate(commands: "Commands") -> None:
         help="answer one prompt offline, without a cluster",
         description="Answer one prompt with the engine alone: no Ray, no network, one rank.",
     )
-    parser.add_argument("--model", metavar="PATH|NAME", default=DEMO, help="checkpoint directory, or `demo` (default)")
+    parser.add_argument("--model", metavar="PATH|NAME", default=DEMO, help=f"{MODEL_HELP} (default: demo)")
     parser.add_argument("--prompt", metavar="TEXT", required=True, help="what to answer")
     parser.add_argument("--max-tokens", type=_count, metavar="N", default=256, help="longest answer (default 256)")
     parser.add_argument("--temperature", type=_temperature, metavar="T", default=0.0, help="0 is greedy (default)")
@@ -103,6 +99,16 @@ def _add_chat(commands: "Commands") -> None:
     parser.set_defaults(run=_chat)
 
 
+def _add_models(commands: "Commands") -> None:
+    parser = commands.add_parser(
+        "models",
+        help="list the published checkpoints that have a recipe",
+        description="List the published checkpoints that `--model NAME` knows: what each needs, and which are here.",
+    )
+    parser.add_argument("--json", action="store_true", help="as JSON, with everything a recipe says")
+    parser.set_defaults(run=_models)
+
+
 def _add_demo_model(commands: "Commands") -> None:
     parser = commands.add_parser(
         "demo-model",
@@ -115,125 +121,27 @@ def _add_demo_model(commands: "Commands") -> None:
 
 def _serve(options: argparse.Namespace) -> None:
     from glm_cluster.config import ClusterConfig
+    from glm_cluster.deploy.files import ServeFile, read_serve_file
     from glm_cluster.deploy.local import serve
+    from glm_cluster.launch import greeting, is_demo, serve_args, with_room
     from glm_cluster.preflight import check_ports
     from glm_cluster.terminal import Stages
 
-    file = _read_config(options.config)
+    file = ServeFile() if options.config is None else read_serve_file(options.config)
     host = _first(options.host, file.host, HOST)
     port = _first(options.port, file.port, PORT)
     grpc_port = _first(options.grpc_port, file.grpc_port, GRPC_PORT)
     check_ports(host, port, grpc_port)
-    args = serve_args(options, file)
-    config = ClusterConfig.from_mapping(args)
-    engine, _ = _with_room(config.engine, num_replicas=config.min_replicas)
-    args["device"] = engine.device
+    config = with_room(ClusterConfig.from_mapping(serve_args(options, file)))
+    demo = any(is_demo(model.engine.model) for model in config.models)
     stages = Stages()
 
     def on_ready(endpoints: "Endpoints") -> None:
         stages.close()
-        print("\n".join(greeting(endpoints, demo=_is_demo(engine.model))), flush=True)
+        print("\n".join(greeting(endpoints, demo=demo)), flush=True)
 
     with stages:
-        serve(args=args, host=host, port=port, grpc_port=grpc_port, on_stage=stages.show, on_ready=on_ready)
-
-
-def _with_room(engine: "EngineConfig", *, num_replicas: int = 1) -> "tuple[EngineConfig, GlmConfig]":
-    """The settings with `auto` replaced by a device, and the checkpoint's; refused where either does not fit."""
-    from glm_cluster.preflight import check_checkpoint, check_gpus, choose_device
-
-    stored = check_checkpoint(engine)
-    chosen = choose_device(engine.device, num_gpus=engine.tp * num_replicas)
-    if chosen.why:
-        print(chosen.why, file=sys.stderr)
-    engine = replace(engine, device=chosen.device)
-    check_gpus(engine, stored, num_replicas=num_replicas)
-    return engine, stored
-
-
-def _read_config(path: Path | None) -> "ServeFile":
-    from glm_cluster.deploy.files import ServeFile, read_serve_file
-
-    return ServeFile() if path is None else read_serve_file(path)
-
-
-def serve_args(options: argparse.Namespace, file: "ServeFile") -> dict[str, object]:
-    """The flat mapping of ClusterConfig: the file's values, overridden by the flags that were given."""
-    args = dict(file.args)
-    if options.model is not None or "model" not in args:
-        name = options.model or DEMO
-        args.pop("model_name", None)  # the name of the file's model
-        args["model"] = str(_model_directory(name))
-        if name == DEMO:
-            args["model_name"] = DEMO
-    if options.tp is not None:
-        args["tp"] = options.tp
-    if options.dtype is not None:
-        args["dtype"] = options.dtype
-    if options.device is not None:
-        args["device"] = options.device
-    if options.replicas is not None:
-        args["min_replicas"], args["max_replicas"] = _replicas(options.replicas)
-    return args
-
-
-def _replicas(text: str) -> tuple[int, int]:
-    low, colon, high = text.partition(":")
-    try:
-        return int(low), int(high if colon else low)
-    except ValueError as error:
-        raise ConfigError(f"--replicas takes a number or MIN:MAX, not {text!r}") from error
-
-
-def _model_directory(name: str) -> Path:
-    """The directory of a checkpoint given by path or by recipe, fetching the demo model."""
-    from glm_cluster.model.demo import ensure_demo_model
-    from glm_cluster.model.recipes import load_recipe, recipe_names
-    from glm_cluster.terminal import progress_bars
-
-    if name == DEMO:
-        with progress_bars() as on_progress:
-            return ensure_demo_model(on_progress=on_progress)
-    if not Path(name).is_dir() and name in recipe_names():
-        title = load_recipe(name).title
-        raise ConfigError(f"{title} is not fetched for you: download it and give its directory, --model PATH/{name}")
-    return Path(name).resolve()
-
-
-def _is_demo(directory: str) -> bool:
-    """Whether this is the demo model in the user's cache, whatever it is served as."""
-    from glm_cluster.model.demo import default_directory
-    from glm_cluster.model.recipes import WheelSource, load_recipe
-
-    source = load_recipe(DEMO).source
-    return isinstance(source, WheelSource) and Path(directory).resolve() == default_directory(source.version).resolve()
-
-
-def greeting(endpoints: "Endpoints", *, demo: bool) -> Iterator[str]:
-    """What a person needs to try the cluster, each line ready to paste."""
-    yield f"\nServing {endpoints.model_name}. Ctrl-C stops everything."
-    if demo:
-        yield "The demo weights are SmolLM2-135M-Instruct in GLM's architecture, not a GLM checkpoint."
-    asked = {"model": endpoints.model_name, "messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
-    typed = {
-        "model": endpoints.model_name,
-        "messages": [{"role": "ROLE_USER", "content": QUESTION}],
-        "sampling": {"temperature": 0},
-    }
-    yield f"\n  HTTP   {endpoints.http_url}/v1"
-    yield f"  gRPC   {endpoints.grpc_address}\n"
-    yield f"curl {endpoints.http_url}/v1/chat/completions -H 'Content-Type: application/json' -d {_quoted(asked)}"
-    yield f"grpcurl -plaintext -d {_quoted(typed)} {endpoints.grpc_address} glm_cluster.v1.Glm/Chat"
-    yield f"{_program()} chat --url {endpoints.http_url}"
-
-
-def _program() -> str:
-    """This command as it was called, so that it is found again where it is not on the PATH."""
-    return sys.argv[0] if Path(sys.argv[0]).name == "glm-cluster" else "glm-cluster"
-
-
-def _quoted(body: Mapping[str, object]) -> str:
-    return shlex.quote(json.dumps(body))
+        serve(config=config, host=host, port=port, grpc_port=grpc_port, on_stage=stages.show, on_ready=on_ready)
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -241,12 +149,13 @@ def _generate(options: argparse.Namespace) -> None:
 
     prepare_threads()
     from glm_cluster.config import EngineConfig
+    from glm_cluster.launch import engine_with_room, model_directory
     from glm_cluster.offline import Offline
     from glm_cluster.records import SamplingParams
     from glm_cluster.terminal import progress_bars
 
-    settings = {"model": str(_model_directory(options.model)), "dtype": options.dtype, "device": options.device}
-    config, checkpoint = _with_room(EngineConfig.from_mapping(settings))
+    settings = {"model": str(model_directory(options.model)), "dtype": options.dtype, "device": options.device}
+    config, checkpoint = engine_with_room(EngineConfig.from_mapping(settings))
     with progress_bars() as on_progress:
         offline = Offline.load(config, on_progress=on_progress)
     sampling = SamplingParams(
@@ -258,6 +167,17 @@ def _generate(options: argparse.Namespace) -> None:
     for piece in offline.answer(options.prompt, sampling):
         print(piece, end="", flush=True)
     print()
+
+
+def _models(options: argparse.Namespace) -> None:
+    from glm_cluster.catalogue import rows, table
+    from glm_cluster.model.hub import installed
+    from glm_cluster.model.recipes import load_recipe, recipe_names
+
+    recipes = [load_recipe(name) for name in recipe_names()]
+    here = installed(recipes)
+    listing = json.dumps(rows(recipes, installed=here), indent=2) if options.json else table(recipes, installed=here)
+    print(listing)
 
 
 def _chat(options: argparse.Namespace) -> None:

@@ -1,6 +1,6 @@
-"""Is there room for what was asked: ports, checkpoint files, GPUs. Looks before anything is started or loaded.
+"""Can what was asked be done: ports, checkpoint files, GPUs. Looks before anything is started or loaded.
 
-Knows NVML and the size of files. Knows no torch and no Ray, and loads nothing.
+Knows NVML, and files by their headers and sizes. Knows no torch and no Ray, and loads no weights.
 """
 
 import errno
@@ -13,7 +13,10 @@ from pathlib import Path
 
 from glm_cluster.config import DeviceName, EngineConfig
 from glm_cluster.errors import CheckpointError, ConfigError
+from glm_cluster.model.checkpoint import Checkpoint
 from glm_cluster.model.config import GlmConfig
+from glm_cluster.model.sharding import Sharding
+from glm_cluster.text.tokenizer import Tokenizer
 
 GIB = 1024**3
 # What a rank needs beside its weights: the CUDA context and NCCL's buffers (about 1 GiB), activations and a few blocks.
@@ -40,15 +43,27 @@ def check_ports(host: str, http_port: int, grpc_port: int) -> None:
 
 
 def check_checkpoint(engine: EngineConfig) -> GlmConfig:
-    """Refuse a directory that holds no checkpoint, and a group size that does not divide the model."""
+    """Refuse a directory that does not hold a whole checkpoint for the task, and a group size that does not divide it.
+
+    Whole: every file is there and as long as its header says, holding every tensor of the task's model in the shape and
+    dtype that config.json gives, and the tokenizer is this model's. Weights themselves are not looked at.
+    """
     directory = Path(engine.model)
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such directory; --model takes a directory in Hugging Face's layout")
     config = GlmConfig.from_directory(directory)
-    if not any(directory.glob("*.safetensors")):
-        raise CheckpointError(f"{directory}: holds no *.safetensors file, the only weight format that is read")
     config.check_tp(engine.tp)
+    Checkpoint.open(directory, config).check(Sharding(config, 0, 1).of_task(engine.task))
+    check_tokenizer(directory, config)
     return config
+
+
+def check_tokenizer(directory: Path, config: GlmConfig) -> None:
+    """Refuse a directory without a tokenizer, or with one that cannot be this model's."""
+    ids = {*config.eos_token_ids}
+    if config.pad_token_id is not None and config.pad_token_id >= 0:  # below 0: a row from the end, in padding
+        ids.add(config.pad_token_id)
+    Tokenizer.from_directory(directory).check_fits(vocab_size=config.vocab_size, special_ids=ids, where=directory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +89,30 @@ def choose_device(asked: DeviceName, *, num_gpus: int) -> Choice:
     return Choice("cuda")
 
 
-def check_gpus(engine: EngineConfig, stored: GlmConfig, *, num_replicas: int = 1) -> None:
-    """Refuse a group that the GPUs have no room for. The device has been chosen by now: `auto` is none."""
-    assert engine.device != "auto"
-    if engine.device == "cpu":
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """One model's groups: `num_replicas` times an engine. Its device has been chosen: `auto` is none."""
+
+    engine: EngineConfig
+    stored: GlmConfig
+    num_replicas: int = 1
+
+
+def check_gpus(demands: Sequence[Demand]) -> None:
+    """Refuse groups that the GPUs have no room for. Ray picks a group's cards, so each must hold the largest rank."""
+    on_cuda = [demand for demand in demands if demand.engine.device == "cuda"]
+    if not on_cuda:
         return
     gpus = visible_gpus()
     if not gpus:
         raise ConfigError("device cuda was asked for and no NVIDIA GPU is visible; check nvidia-smi, or --device cpu")
     if torch_is_cpu_build():
         raise ConfigError("device cuda was asked for and the installed torch is a CPU build; install PyPI's own build")
-    check_room(gpus, num_gpus=engine.tp * num_replicas, rank_bytes=rank_bytes(engine, stored))
+    check_room(
+        gpus,
+        num_gpus=sum(demand.engine.tp * demand.num_replicas for demand in on_cuda),
+        rank_bytes=max(rank_bytes(demand.engine, demand.stored) for demand in on_cuda),
+    )
 
 
 def check_room(gpus: Sequence[Gpu], *, num_gpus: int, rank_bytes: int) -> None:

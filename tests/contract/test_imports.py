@@ -12,7 +12,7 @@ RECORDS = {"records", "config", "errors", "metrics"}
 # part -> the parts it may import; a part is the name after `glm_cluster.`
 ALLOWED = {
     "errors": set(),
-    "config": {"errors"},
+    "config": {"errors", "records"},
     "records": set(),
     "metrics": set(),
     "model": RECORDS,
@@ -23,14 +23,17 @@ ALLOWED = {
     # the command line's own parts
     "terminal": set(),
     "chat": {"errors"},
-    "offline": {"engine", "text", *RECORDS},
-    "preflight": {"model", *RECORDS},
-    "cli": {"deploy", "model", "terminal", "chat", "offline", "preflight", *RECORDS},
+    "auto": {"model", "text", *RECORDS},  # what a user imports in the place of transformers
+    "catalogue": {"model"},
+    "launch": {"deploy", "model", "preflight", "terminal", *RECORDS},
+    "offline": {"engine", "model", "text", *RECORDS},
+    "preflight": {"model", "text", *RECORDS},
+    "cli": {"catalogue", "deploy", "launch", "model", "terminal", "chat", "offline", "preflight", *RECORDS},
 }
 # library -> the parts that may import it
 CONFINED = {
     "ray": {"deploy"},
-    "torch": {"model", "engine", "deploy"},  # deploy: in its rank processes only, see below
+    "torch": {"auto", "model", "engine", "deploy"},  # deploy: in its rank processes only, see below
     "fastapi": {"api", "deploy"},
     "starlette": {"api"},
     "grpc": {"api", "deploy"},
@@ -42,6 +45,7 @@ CONFINED = {
     "gguf": {"model"},
     "httpx": {"chat"},
     "rich": {"terminal", "chat"},
+    "huggingface_hub": {"model"},
     "transformers": set(),
 }
 Modules = dict[str, ast.Module]
