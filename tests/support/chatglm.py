@@ -1,5 +1,7 @@
 """Tiny checkpoints as THUDM publishes them (`chatglm`), and THUDM's own maths once more, in plain tensor operations."""
 
+import base64
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -227,3 +229,34 @@ def chatglm_oracle(directory: Path, dtype: str = "float32") -> Any:
     for parameter in model.parameters():  # not `.to`, which would cast the rotary buffer as well
         parameter.data = parameter.data.to(to)
     return model.eval()
+
+
+def write_thudm_tokenizer(directory: Path, data: Path, template: str | None = None) -> Path:
+    """GLM-4's own vocabulary as THUDM publishes it: tokenizer.model, and a config that asks for remote code."""
+    from glm_cluster.text.alphabet import unspell
+
+    packed = (data / "tokenizer" / "tokenizer.GLM-4-0414.json.gz").read_bytes()
+    content = json.loads(gzip.decompress(packed))
+    vocab: dict[str, int] = content["model"]["vocab"]
+    tokens = map(unspell, sorted(vocab, key=vocab.__getitem__))
+    lines = (b"%s %d\n" % (base64.b64encode(token), rank) for rank, token in enumerate(tokens))
+    (directory / "tokenizer.model").write_bytes(b"".join(lines))
+    flags = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+    added = {str(token["id"]): {flag: token[flag] for flag in flags} for token in content["added_tokens"]}
+    config = {
+        "auto_map": {"AutoTokenizer": ["tokenization_chatglm.ChatGLM4Tokenizer", None]},
+        "tokenizer_class": "ChatGLM4Tokenizer",
+        "added_tokens_decoder": added,
+        "additional_special_tokens": [token["content"] for token in added.values()],
+        "clean_up_tokenization_spaces": False,
+        "do_lower_case": False,
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+        "model_max_length": 128000,
+        "padding_side": "left",
+        "remove_space": False,
+    }
+    if template is not None:
+        config["chat_template"] = (data / "templates" / template).read_text(encoding="utf-8")
+    (directory / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return directory
