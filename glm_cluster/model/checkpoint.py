@@ -5,10 +5,11 @@ its file is missing, truncated or outside the directory; the error names the fil
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,6 +27,7 @@ _STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _HEADS = ("lm_head.weight", "score.weight", "score.bias", "transformer.output_layer.weight")
 
 Progress = Callable[[str, float], None]
+SafeSlice: TypeAlias = Any  # safetensors has no types: `get_shape`, `get_dtype` and indexing
 
 
 class Layout(Protocol):
@@ -69,16 +71,21 @@ class Checkpoint:
 
     def read(self, wanted: Mapping[str, Shard], on_progress: Progress | None = None) -> Iterator[tuple[str, Tensor]]:
         """Yield each wanted tensor's part under HF's name, file by file, having checked the names of all."""
+        for done, (name, stored, shard) in enumerate(self._stored(wanted), 1):
+            yield name, _cut(stored, shard)
+            if on_progress is not None:
+                on_progress("loading weights", done / len(wanted))
+
+    def check(self, wanted: Mapping[str, Shard]) -> Mapping[str, int]:
+        """Refuse what `read` would refuse, without reading a weight; how many tensors are stored in each dtype."""
+        return Counter(stored.get_dtype() for _, stored, _ in self._stored(wanted))
+
+    def _stored(self, wanted: Mapping[str, Shard]) -> Iterator[tuple[str, SafeSlice, Shard]]:
+        """Each wanted tensor as it is stored, file by file, and what is wanted of it; the names of all are checked."""
         self._check_names(wanted)
         located = {name: self.layout.locate(name, shard) for name, shard in wanted.items()}
-        done = 0
         for path in sorted({self.files[stored] for stored, _ in located.values()}):
-            here = {name: place for name, place in located.items() if self.files[place[0]] == path}
-            for name, tensor in _read_file(path, here):
-                yield name, tensor
-                done += 1
-                if on_progress is not None:
-                    on_progress("loading weights", done / len(located))
+            yield from _open_file(path, {n: place for n, place in located.items() if self.files[place[0]] == path})
 
     def _check_names(self, wanted: Mapping[str, Shard]) -> None:
         if missing := self.absent(wanted):
@@ -131,7 +138,7 @@ def _names_in(path: Path) -> list[str]:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
 
 
-def _read_file(path: Path, wanted: Mapping[str, tuple[str, Shard]]) -> Iterator[tuple[str, Tensor]]:
+def _open_file(path: Path, wanted: Mapping[str, tuple[str, Shard]]) -> Iterator[tuple[str, SafeSlice, Shard]]:
     try:
         with safe_open(path, framework="pt") as file:
             present = set(file.keys())
@@ -142,7 +149,7 @@ def _read_file(path: Path, wanted: Mapping[str, tuple[str, Shard]]) -> Iterator[
                     )
                 stored = file.get_slice(stored_name)
                 _check_tensor(path, stored_name, stored.get_shape(), stored.get_dtype(), shard)
-                yield name, _cut(stored, shard)
+                yield name, stored, shard
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
 
@@ -154,7 +161,7 @@ def _check_tensor(path: Path, name: str, shape: list[int], dtype: str, shard: Sh
         raise CheckpointError(f"{path}: tensor {name!r} has dtype {dtype}; one of {', '.join(_STORED)} is needed")
 
 
-def _cut(stored: "SafeSlice", shard: Shard) -> Tensor:  # type: ignore[name-defined]  # noqa: F821
+def _cut(stored: SafeSlice, shard: Shard) -> Tensor:
     """Read the ranges of one tensor, joined, with zero rows appended up to the shard's length."""
     lead = (slice(None),) * shard.dim
     parts: list[Tensor] = [stored[(*lead, slice(start, stop))] for start, stop in shard.ranges if stop > start]
