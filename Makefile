@@ -19,9 +19,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest --timeout=600
 TORCH_PIN := $(shell sed -n '/^torch==/p' constraints.txt)
 PROTO := glm_cluster/api/proto
+# A second transformers with what it alone needs, beside the installed one: PYTHONPATH puts it first.
+RC1 := $(VENV)/rc1
+RC1_PINS := transformers==5.0.0rc1 huggingface_hub==1.33.0 tokenizers==0.22.2 hf-xet==1.8.0
 
 .DELETE_ON_ERROR:
-.PHONY: serve test lint smoke test-gpu test-install fmt stubs install clean
+.PHONY: serve test lint smoke test-gpu test-install test-rc1 fmt stubs install clean
 
 serve: $(VENV)/.installed
 	$(BIN)/glm-cluster serve $(ARGS)
@@ -48,6 +51,10 @@ test-gpu: $(VENV)/.installed-test
 # `pip install .` into an empty environment: minutes, or many where torch is the CUDA build, so apart from `make test`.
 test-install: $(VENV)/.installed-test
 	$(PYTEST) tests/install -n 0 --timeout=3000
+
+# The oracle of `make test` is transformers 5.23; the page that the classes follow is of 5.0.0rc1.
+test-rc1: $(RC1)/.installed
+	PYTHONPATH=$(RC1) $(PYTEST) tests/oracle -n 2
 
 fmt: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
@@ -78,4 +85,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 $(VENV)/.installed-test: $(VENV)/.installed
 	rm -f $@
 	$(PIP) install -c constraints.txt -e '.[test]'
+	touch $@
+
+$(RC1)/.installed: Makefile | $(VENV)/.installed-test
+	rm -rf $(RC1)
+	$(PIP) install --no-deps --target $(RC1) $(RC1_PINS)
 	touch $@

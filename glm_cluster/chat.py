@@ -28,11 +28,15 @@ class ChatClient:
     max_tokens: int  # of one answer: a small model may never come to an end by itself
 
     def model(self) -> str:
-        """The name of the model served there."""
+        """The name of the first model there that answers in text."""
         with _sentences(self.http):
             response = self.http.get("/v1/models")
             _check(response)
-            return str(response.json()["data"][0]["id"])
+            models = response.json()["data"]
+        names = [str(model["id"]) for model in models if model.get("task", "generate") == "generate"]
+        if not names:
+            raise EngineUnavailable(f"no model at {self.http.base_url} answers in text; there are {len(models)} others")
+        return names[0]
 
     def stream(self, model: str, messages: Sequence[Message]) -> Generator[str, None, None]:
         """Yield the answer piece by piece. Closing the generator cancels the request."""

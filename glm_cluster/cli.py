@@ -30,6 +30,7 @@ DEMO = "demo"
 DEVICES = ("auto", "cpu", "cuda")
 HOST, PORT, GRPC_PORT = "127.0.0.1", 8000, 9000
 LOWEST_TEMPERATURE = 1e-5  # the wire's
+MODEL_HELP = "checkpoint directory, a name that `glm-cluster models` lists, or a hub repository owner/name"
 QUESTION = "What is the capital of France?"
 
 
@@ -58,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     _add_generate(commands)
     _add_chat(commands)
+    _add_models(commands)
     _add_demo_model(commands)
     return parser
 
@@ -68,7 +70,7 @@ def _add_serve(commands: "Commands") -> None:
         help="start a cluster on this machine and serve until Ctrl-C",
         description="Start a cluster on this machine and serve until Ctrl-C. Flags override the values of --config.",
     )
-    parser.add_argument("--model", metavar="PATH|NAME", help="checkpoint directory, or `demo` (the default)")
+    parser.add_argument("--model", metavar="PATH|NAME", help=f"{MODEL_HELP} (default: demo)")
     parser.add_argument("--tp", type=_count, metavar="N", help="ranks in a tensor-parallel group (default 1)")
     parser.add_argument("--replicas", metavar="N|MIN:MAX", help="groups; MIN:MAX lets Serve autoscale (default 1)")
     parser.add_argument("--host", metavar="H", help=f"address to listen on (default {HOST}: this machine only)")
@@ -86,7 +88,7 @@ def _add_generate(commands: "Commands") -> None:
         help="answer one prompt offline, without a cluster",
         description="Answer one prompt with the engine alone: no Ray, no network, one rank.",
     )
-    parser.add_argument("--model", metavar="PATH|NAME", default=DEMO, help="checkpoint directory, or `demo` (default)")
+    parser.add_argument("--model", metavar="PATH|NAME", default=DEMO, help=f"{MODEL_HELP} (default: demo)")
     parser.add_argument("--prompt", metavar="TEXT", required=True, help="what to answer")
     parser.add_argument("--max-tokens", type=_count, metavar="N", default=256, help="longest answer (default 256)")
     parser.add_argument("--temperature", type=_temperature, metavar="T", default=0.0, help="0 is greedy (default)")
@@ -101,6 +103,16 @@ def _add_chat(commands: "Commands") -> None:
     parser.add_argument("--url", metavar="U", default=f"http://{HOST}:{PORT}", help=f"default http://{HOST}:{PORT}")
     parser.add_argument("--max-tokens", type=_count, metavar="N", default=1024, help="longest answer (default 1024)")
     parser.set_defaults(run=_chat)
+
+
+def _add_models(commands: "Commands") -> None:
+    parser = commands.add_parser(
+        "models",
+        help="list the published checkpoints that have a recipe",
+        description="List the published checkpoints that `--model NAME` knows: what each needs, and which are here.",
+    )
+    parser.add_argument("--json", action="store_true", help="as JSON, with everything a recipe says")
+    parser.set_defaults(run=_models)
 
 
 def _add_demo_model(commands: "Commands") -> None:
@@ -164,8 +176,8 @@ def serve_args(options: argparse.Namespace, file: "ServeFile") -> dict[str, obje
         name = options.model or DEMO
         args.pop("model_name", None)  # the name of the file's model
         args["model"] = str(_model_directory(name))
-        if name == DEMO:
-            args["model_name"] = DEMO
+        if (served_as := _recipe_name(name)) is not None:
+            args["model_name"] = served_as
     if options.tp is not None:
         args["tp"] = options.tp
     if options.dtype is not None:
@@ -186,18 +198,24 @@ def _replicas(text: str) -> tuple[int, int]:
 
 
 def _model_directory(name: str) -> Path:
-    """The directory of a checkpoint given by path or by recipe, fetching the demo model."""
-    from glm_cluster.model.demo import ensure_demo_model
-    from glm_cluster.model.recipes import load_recipe, recipe_names
+    """The directory of a checkpoint given by path, recipe or hub repository, fetching it where need be."""
+    from glm_cluster.model.hub import resolve
     from glm_cluster.terminal import progress_bars
 
-    if name == DEMO:
-        with progress_bars() as on_progress:
-            return ensure_demo_model(on_progress=on_progress)
-    if not Path(name).is_dir() and name in recipe_names():
-        title = load_recipe(name).title
-        raise ConfigError(f"{title} is not fetched for you: download it and give its directory, --model PATH/{name}")
-    return Path(name).resolve()
+    if Path(name).is_dir():
+        return resolve(name)
+    with progress_bars() as on_progress:
+        return resolve(name, on_progress=on_progress)
+
+
+def _recipe_name(name: str) -> str | None:
+    """What a model fetched by name is served as: a cache's directories are named after commits. None for a path."""
+    from glm_cluster.model.recipes import find_recipe
+
+    if Path(name).is_dir():
+        return None
+    recipe = find_recipe(name)
+    return name.rsplit("/", 1)[-1] if recipe is None else recipe.name
 
 
 def _is_demo(directory: str) -> bool:
@@ -258,6 +276,17 @@ def _generate(options: argparse.Namespace) -> None:
     for piece in offline.answer(options.prompt, sampling):
         print(piece, end="", flush=True)
     print()
+
+
+def _models(options: argparse.Namespace) -> None:
+    from glm_cluster.catalogue import rows, table
+    from glm_cluster.model.hub import installed
+    from glm_cluster.model.recipes import load_recipe, recipe_names
+
+    recipes = [load_recipe(name) for name in recipe_names()]
+    here = installed(recipes)
+    listing = json.dumps(rows(recipes, installed=here), indent=2) if options.json else table(recipes, installed=here)
+    print(listing)
 
 
 def _chat(options: argparse.Namespace) -> None:

@@ -3,12 +3,14 @@
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias, get_args
 
 from glm_cluster.errors import ConfigError
+from glm_cluster.records import Task
 
 DtypeName: TypeAlias = Literal["auto", "float32", "bfloat16"]
 DeviceName: TypeAlias = Literal["auto", "cpu", "cuda"]
+PlacementName: TypeAlias = Literal["STRICT_PACK", "PACK", "SPREAD", "STRICT_SPREAD"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +18,7 @@ class EngineConfig:
     """One engine: the checkpoint it runs and how it batches."""
 
     model: str  # checkpoint directory, the same path on every node
+    task: Task = "generate"  # what it answers with: tokens, or a head's numbers
     tp: int = 1  # ranks in the tensor-parallel group
     dtype: DtypeName = "auto"  # auto: what config.json says
     device: DeviceName = "auto"  # auto: cuda when there is one
@@ -32,7 +35,7 @@ class EngineConfig:
         """Build from parsed YAML or JSON, naming any key or value that cannot be right."""
         _refuse_unknown(raw, _keys(cls))
         if "model" not in raw:
-            raise ConfigError("the setting `model` (a checkpoint directory) is missing")
+            raise ConfigError("model (a checkpoint directory) is missing")
         config = cls(**raw)
         _check_type("model", config.model, str)
         for name in ("tp", "max_running", "max_waiting", "step_tokens", "block_tokens"):
@@ -41,52 +44,113 @@ class EngineConfig:
             if (value := getattr(config, name)) is not None:
                 _check_whole(name, value, low=1)
         _check_number("step_deadline_s", config.step_deadline_s, above=0)
-        _check_choice("dtype", config.dtype, ("auto", "float32", "bfloat16"))
-        _check_choice("device", config.device, ("auto", "cpu", "cuda"))
+        _check_choice("task", config.task, get_args(Task))
+        _check_choice("dtype", config.dtype, get_args(DtypeName))
+        _check_choice("device", config.device, get_args(DeviceName))
         if 64 % config.block_tokens:
             raise ConfigError(f"block_tokens must divide 64, the attention tile, not {config.block_tokens}")
         return config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClusterConfig:
-    """The application: one engine config, and how many of it. This is the `args:` mapping of a Serve config file."""
+class ModelConfig:
+    """One served model: its engine, the name clients send, and how many groups of it there are."""
 
     engine: EngineConfig
-    model_name: str  # the name clients send
+    name: str  # the setting `model_name`
     min_replicas: int = 1
     max_replicas: int = 1
     target_ongoing_requests: int = 32  # per replica, autoscaling's aim
     upscale_delay_s: float = 5.0
     downscale_delay_s: float = 60.0
-    num_ingresses: int = 1
-    placement: Literal["STRICT_PACK", "PACK", "SPREAD", "STRICT_SPREAD"] = "STRICT_PACK"
+    placement: PlacementName = "STRICT_PACK"
     cpus_per_rank: float = 0.1  # logical Ray CPUs; placement only
-    max_migrations: int = 3  # re-entries of one request after engine deaths
-    request_timeout_s: float = 600.0
 
     @classmethod
     def from_mapping(cls, raw: Mapping[str, Any]) -> Self:
         """Build from a flat mapping: the keys of EngineConfig and of this class side by side."""
         engine_keys = _keys(EngineConfig)
-        _refuse_unknown(raw, engine_keys | _keys(cls) - {"engine"})
+        _refuse_unknown(raw, _model_keys())
         engine = EngineConfig.from_mapping({k: v for k, v in raw.items() if k in engine_keys})
         own = {k: v for k, v in raw.items() if k not in engine_keys}
-        own.setdefault("model_name", engine.model.rstrip("/").rsplit("/", 1)[-1])
-        config = cls(engine=engine, **own)
-        _check_type("model_name", config.model_name, str)
-        for name in ("min_replicas", "max_replicas", "target_ongoing_requests", "num_ingresses"):
+        name = own.pop("model_name", engine.model.rstrip("/").rsplit("/", 1)[-1])
+        _check_type("model_name", name, str)
+        config = cls(engine=engine, name=name, **own)
+        for name in ("min_replicas", "max_replicas", "target_ongoing_requests"):
             _check_whole(name, getattr(config, name), low=1)
-        _check_whole("max_migrations", config.max_migrations, low=0)
         if config.max_replicas < config.min_replicas:
             raise ConfigError(
                 f"max_replicas ({config.max_replicas}) must be at least min_replicas ({config.min_replicas})"
             )
-        _check_choice("placement", config.placement, ("STRICT_PACK", "PACK", "SPREAD", "STRICT_SPREAD"))
+        _check_choice("placement", config.placement, get_args(PlacementName))
         for name in ("upscale_delay_s", "downscale_delay_s", "cpus_per_rank"):
             _check_number(name, getattr(config, name), low=0)
+        return config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterConfig:
+    """The application: the models behind one front. This is the `args:` mapping of a Serve config file."""
+
+    models: tuple[ModelConfig, ...]
+    num_ingresses: int = 1
+    max_migrations: int = 3  # re-entries of one request after engine deaths
+    request_timeout_s: float = 600.0
+
+    @classmethod
+    def from_mapping(cls, raw: Mapping[str, Any]) -> Self:
+        """Build from the settings of one model and of the cluster side by side, or from a list `models:` of them.
+
+        A setting that is wrong in the list is named with its place: models[1].tp.
+        """
+        own_keys = _keys(cls) - {"models"}
+        if "models" in raw:
+            _refuse_strays(raw, own_keys)
+            models = _listed(raw["models"])
+        else:
+            _refuse_unknown(raw, _model_keys() | own_keys)
+            models = (ModelConfig.from_mapping({k: v for k, v in raw.items() if k not in own_keys}),)
+        config = cls(models=models, **{k: v for k, v in raw.items() if k in own_keys})
+        _check_whole("num_ingresses", config.num_ingresses, low=1)
+        _check_whole("max_migrations", config.max_migrations, low=0)
         _check_number("request_timeout_s", config.request_timeout_s, above=0)
         return config
+
+
+def _refuse_strays(raw: Mapping[str, Any], own_keys: Collection[str]) -> None:
+    """Refuse what may not stand beside `models`, apart from misspelt keys: a model's own settings."""
+    if strays := sorted(_model_keys().intersection(raw)):
+        raise ConfigError(f"{strays} beside `models` would belong to no model; move them into the entries of `models`")
+    _refuse_unknown(raw, {"models", *own_keys})
+
+
+def _listed(raw: object) -> tuple[ModelConfig, ...]:
+    if not isinstance(raw, list | tuple) or not raw:
+        raise ConfigError(f"models must be a list of one model or more, each a mapping as {{model: ...}}, not {raw!r}")
+    models = tuple(_entry(entry, f"models[{index}]") for index, entry in enumerate(raw))
+    places: dict[str, int] = {}
+    for index, model in enumerate(models):
+        if (first := places.setdefault(model.name, index)) != index:
+            raise ConfigError(
+                f"models[{first}] and models[{index}] are both named {model.name!r}; give one another model_name"
+            )
+    return models
+
+
+def _entry(raw: object, at: str) -> ModelConfig:
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{at} must be a mapping as {{model: ...}}, not {raw!r}")
+    if unknown := sorted(str(key) for key in raw if key not in _model_keys()):
+        named = ", ".join(f"{at}.{key}" for key in unknown)
+        raise ConfigError(f"unknown settings {named}; a model's are {sorted(_model_keys())}")
+    try:
+        return ModelConfig.from_mapping(raw)
+    except ConfigError as error:
+        raise ConfigError(f"{at}.{error.message}") from error
+
+
+def _model_keys() -> set[str]:
+    return _keys(EngineConfig) | _keys(ModelConfig) - {"engine", "name"} | {"model_name"}
 
 
 def _keys(cls: type[Any]) -> set[str]:

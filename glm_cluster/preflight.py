@@ -1,6 +1,6 @@
-"""Is there room for what was asked: ports, checkpoint files, GPUs. Looks before anything is started or loaded.
+"""Can what was asked be done: ports, checkpoint files, GPUs. Looks before anything is started or loaded.
 
-Knows NVML and the size of files. Knows no torch and no Ray, and loads nothing.
+Knows NVML, and files by their headers and sizes. Knows no torch and no Ray, and loads no weights.
 """
 
 import errno
@@ -13,7 +13,11 @@ from pathlib import Path
 
 from glm_cluster.config import DeviceName, EngineConfig
 from glm_cluster.errors import CheckpointError, ConfigError
+from glm_cluster.model.checkpoint import Checkpoint
 from glm_cluster.model.config import GlmConfig
+from glm_cluster.model.sharding import Sharding
+from glm_cluster.records import Task
+from glm_cluster.text.tokenizer import Tokenizer
 
 GIB = 1024**3
 # What a rank needs beside its weights: the CUDA context and NCCL's buffers (about 1 GiB), activations and a few blocks.
@@ -39,16 +43,28 @@ def check_ports(host: str, http_port: int, grpc_port: int) -> None:
     _check_port(host, grpc_port, "--grpc-port")
 
 
-def check_checkpoint(engine: EngineConfig) -> GlmConfig:
-    """Refuse a directory that holds no checkpoint, and a group size that does not divide the model."""
+def check_checkpoint(engine: EngineConfig, *, task: Task = "generate") -> GlmConfig:
+    """Refuse a directory that does not hold a whole checkpoint for a task, and a group size that does not divide it.
+
+    Whole: every file is there and as long as its header says, holding every tensor of the task's model in the shape and
+    dtype that config.json gives, and the tokenizer is this model's. Weights themselves are not looked at.
+    """
     directory = Path(engine.model)
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such directory; --model takes a directory in Hugging Face's layout")
     config = GlmConfig.from_directory(directory)
-    if not any(directory.glob("*.safetensors")):
-        raise CheckpointError(f"{directory}: holds no *.safetensors file, the only weight format that is read")
     config.check_tp(engine.tp)
+    Checkpoint.open(directory, config).check(Sharding(config, 0, 1).of_task(task))
+    check_tokenizer(directory, config)
     return config
+
+
+def check_tokenizer(directory: Path, config: GlmConfig) -> None:
+    """Refuse a directory without a tokenizer, or with one that cannot be this model's."""
+    ids = {*config.eos_token_ids}
+    if config.pad_token_id is not None and config.pad_token_id >= 0:  # below 0: a row from the end, in padding
+        ids.add(config.pad_token_id)
+    Tokenizer.from_directory(directory).check_fits(vocab_size=config.vocab_size, special_ids=ids, where=directory)
 
 
 @dataclass(frozen=True, slots=True)

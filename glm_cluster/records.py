@@ -51,7 +51,8 @@ class TokenEvent:
     """New tokens of one request after one step. `start` is the index of tokens[0] in the request's output.
 
     Exactly one event of a request has `finish` set, and it is the last one. The stop token itself is the last of
-    the output (finish "stop"); it is counted in usage and not shown as text.
+    the output (finish "stop"); it is counted in usage and not shown as text. An encode request that is not cancelled
+    has one event, without tokens: finish "stop" and the result.
     """
 
     request_id: str
@@ -60,6 +61,7 @@ class TokenEvent:
     tokens: tuple[int, ...]
     finish: FinishReason | None = None
     num_cached_tokens: int = 0  # prompt tokens taken from the prefix cache
+    encoded: "Encoded | None" = None  # of an encode request, with its `finish`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,11 +6,11 @@ Knows bytes and sockets' ends. Refuses to know routes and what the JSON means.
 import asyncio
 import contextlib
 import json
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Send
+from starlette.types import Receive, Scope, Send
 
 from glm_cluster.api.replies import error_body, sse
 from glm_cluster.errors import GlmError, InvalidRequest, Overloaded
@@ -27,10 +27,17 @@ class Outgoing:
 
     async def json(self, status: int, body: Mapping[str, object], headers: Mapping[str, str] | None = None) -> None:
         """Send the whole response."""
-        payload = json.dumps(body, separators=(",", ":")).encode()
-        sized = {"content-type": "application/json", "content-length": str(len(payload)), **(headers or {})}
-        await self._start(status, sized)
-        await self._send({"type": "http.response.body", "body": payload})
+        await self.json_pieces(status, [json.dumps(body, separators=(",", ":")).encode()], headers)
+
+    async def json_pieces(self, status: int, pieces: Sequence[bytes], headers: Mapping[str, str] | None = None) -> None:
+        """Send the whole response, whose JSON is in pieces: a long one goes no faster than the client takes it."""
+        length = sum(len(piece) for piece in pieces)
+        await self._start(
+            status, {"content-type": "application/json", "content-length": str(length), **(headers or {})}
+        )
+        for piece in pieces[:-1]:
+            await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+        await self._send({"type": "http.response.body", "body": pieces[-1]})
 
     async def start_events(self) -> None:
         """Send the headers of a stream."""
@@ -63,6 +70,24 @@ class Outgoing:
     async def _start(self, status: int, headers: Mapping[str, str]) -> None:
         encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
         await self._send({"type": "http.response.start", "status": status, "headers": encoded})
+
+
+class Endpoint:
+    """An ASGI application for one POST route. It owns the exchange from the body's last byte to the answer's."""
+
+    def __init__(self, answer: Callable[[bytes, Outgoing], Coroutine[object, object, None]]) -> None:
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            body = await read_body(receive)
+        except ClientDisconnect:
+            return
+        out = Outgoing(send)
+        try:
+            await while_connected(receive, self._answer(body, out))
+        except GlmError as error:
+            await out.fail(error)
 
 
 async def while_connected(receive: Receive, work: Coroutine[object, object, None]) -> None:

@@ -9,8 +9,24 @@ from contextlib import aclosing
 
 from glm_cluster.api.calls import CallContext, status_of
 from glm_cluster.api.edge import edge
+from glm_cluster.api.encoding_messages import (
+    classify_request,
+    classify_response,
+    classify_tokens_request,
+    classify_tokens_response,
+    embed_response,
+    embedding_request,
+)
+from glm_cluster.api.encodings import classify, classify_tokens, embed
 from glm_cluster.api.health import HealthMethods
-from glm_cluster.api.messages import chat_chunk, chat_request, chat_response, completion_request, generate_chunk
+from glm_cluster.api.messages import (
+    chat_chunk,
+    chat_request,
+    chat_response,
+    completion_request,
+    generate_chunk,
+    model_message,
+)
 from glm_cluster.api.proto import glm_pb2
 from glm_cluster.api.replies import Head
 from glm_cluster.api.service import Service, collect
@@ -28,9 +44,10 @@ class GlmGrpc(HealthMethods):
     async def Chat(self, request: glm_pb2.ChatRequest, context: CallContext) -> glm_pb2.ChatResponse:
         """Answer a conversation in one message."""
         with status_of(context), edge(self._meters, "grpc", "chat"):
-            head = self._head("chatcmpl-")
+            request_id = _unique("chatcmpl-")
             parsed = await self._service.read(lambda: chat_request(request), size_bytes=request.ByteSize())
-            prepared = await self._service.prepare_chat(head.id, parsed)
+            prepared = await self._service.prepare_chat(request_id, parsed)
+            head = Head(id=request_id, model=parsed.model)
             async with aclosing(self._service.stream(prepared)) as deltas:
                 answer = await collect(deltas)
             return chat_response(head, answer, prepared.generation.prompt if parsed.return_token_ids else None)
@@ -40,9 +57,10 @@ class GlmGrpc(HealthMethods):
     ) -> AsyncGenerator[glm_pb2.ChatChunk, None]:
         """Answer a conversation token by token."""
         with status_of(context), edge(self._meters, "grpc", "chat_stream"):
-            head = self._head("chatcmpl-")
+            request_id = _unique("chatcmpl-")
             parsed = await self._service.read(lambda: chat_request(request), size_bytes=request.ByteSize())
-            prepared = await self._service.prepare_chat(head.id, parsed)
+            prepared = await self._service.prepare_chat(request_id, parsed)
+            head = Head(id=request_id, model=parsed.model)
             prompt_ids = prepared.generation.prompt if parsed.return_token_ids else None
             async with aclosing(self._service.stream(prepared)) as deltas:
                 async for delta in deltas:
@@ -54,20 +72,41 @@ class GlmGrpc(HealthMethods):
     ) -> AsyncGenerator[glm_pb2.GenerateChunk, None]:
         """Continue a prompt token by token."""
         with status_of(context), edge(self._meters, "grpc", "generate"):
-            head = self._head("cmpl-")
+            request_id = _unique("cmpl-")
             parsed = await self._service.read(lambda: completion_request(request), size_bytes=request.ByteSize())
-            prepared = await self._service.prepare_completion(head.id, parsed)
+            prepared = await self._service.prepare_completion(request_id, parsed)
+            head = Head(id=request_id, model=parsed.model)
             prompt_ids = prepared.generation.prompt if parsed.return_token_ids else None
             async with aclosing(self._service.stream(prepared)) as deltas:
                 async for delta in deltas:
                     yield generate_chunk(head, delta, prompt_ids, parsed.return_token_ids)
                     prompt_ids = None
 
+    async def Classify(self, request: glm_pb2.ClassifyRequest, context: CallContext) -> glm_pb2.ClassifyResponse:
+        """Label inputs."""
+        with status_of(context), edge(self._meters, "grpc", "classify"):
+            parsed = await self._service.read(lambda: classify_request(request), size_bytes=request.ByteSize())
+            return await classify_response(await classify(self._service, parsed))
+
+    async def ClassifyTokens(
+        self, request: glm_pb2.ClassifyTokensRequest, context: CallContext
+    ) -> glm_pb2.ClassifyTokensResponse:
+        """Label the tokens of inputs."""
+        with status_of(context), edge(self._meters, "grpc", "classify_tokens"):
+            parsed = await self._service.read(lambda: classify_tokens_request(request), size_bytes=request.ByteSize())
+            answers = await classify_tokens(self._service, parsed)
+            return await classify_tokens_response(answers, include_scores=parsed.include_scores)
+
+    async def Embed(self, request: glm_pb2.EmbedRequest, context: CallContext) -> glm_pb2.EmbedResponse:
+        """Make vectors of inputs."""
+        with status_of(context), edge(self._meters, "grpc", "embeddings"):
+            parsed = await self._service.read(lambda: embedding_request(request), size_bytes=request.ByteSize())
+            return await embed_response(await embed(self._service, parsed))
+
     async def ListModels(self, request: glm_pb2.ListModelsRequest, context: CallContext) -> glm_pb2.ListModelsResponse:
         """List what is served."""
-        info = self._service.info
-        model = glm_pb2.Model(id=info.name, created=info.created, max_model_len=info.max_model_len)
-        return glm_pb2.ListModelsResponse(models=[model])
+        return glm_pb2.ListModelsResponse(models=[model_message(info) for info in self._service.infos])
 
-    def _head(self, prefix: str) -> Head:
-        return Head(id=prefix + secrets.token_hex(12), model=self._service.info.name)
+
+def _unique(prefix: str) -> str:
+    return prefix + secrets.token_hex(12)

@@ -1,4 +1,7 @@
-"""The HTTP wire: OpenAI's routes over a `Service`. Knows paths and statuses, nothing of models or engines."""
+"""The HTTP wire: OpenAI's routes, and those of classifiers, over a `Service`.
+
+Knows paths and statuses, nothing of models or engines.
+"""
 
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -9,12 +12,13 @@ from typing import TypeAlias
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from glm_cluster.api.edge import edge
-from glm_cluster.api.exchange import Outgoing, decode_json, read_body, while_connected
+from glm_cluster.api.encoding_replies import classification_pieces, embedding_pieces, token_pieces
+from glm_cluster.api.encodings import classify, classify_tokens, embed
+from glm_cluster.api.exchange import Endpoint, Outgoing, decode_json
+from glm_cluster.api.inputs import ClassifyRequest, ClassifyTokensRequest, EmbeddingRequest
 from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest
 from glm_cluster.api.replies import (
     CHAT,
@@ -27,8 +31,12 @@ from glm_cluster.api.replies import (
     whole_reply,
 )
 from glm_cluster.api.service import Delta, Prepared, Service, collect
-from glm_cluster.errors import GlmError
 from glm_cluster.metrics import Meters
+
+_ROUTES = (
+    "GET /v1/models, POST /v1/chat/completions, POST /v1/completions, POST /v1/embeddings, POST /v1/classify, "
+    "POST /v1/classify_tokens"
+)
 
 
 def build_http_app(service: Service, ready: Callable[[], Awaitable[bool]], meters: Meters) -> FastAPI:
@@ -38,10 +46,15 @@ def build_http_app(service: Service, ready: Callable[[], Awaitable[bool]], meter
         return JSONResponse({"status": "ok"}) if await ready() else JSONResponse({"status": "not ready"}, 503)
 
     async def models(request: Request) -> JSONResponse:
-        return JSONResponse(models_body(service.info))
+        return JSONResponse(models_body(service.infos))
 
-    chat = _Endpoint(CHAT, _prepare_chat, service, meters)
-    completions = _Endpoint(COMPLETION, _prepare_completion, service, meters)
+    posts = {
+        "/v1/chat/completions": _Generating(CHAT, _prepare_chat, service, meters).answer,
+        "/v1/completions": _Generating(COMPLETION, _prepare_completion, service, meters).answer,
+        "/v1/embeddings": _Encoding("embeddings", _embeddings, service, meters).answer,
+        "/v1/classify": _Encoding("classify", _classify, service, meters).answer,
+        "/v1/classify_tokens": _Encoding("classify_tokens", _classify_tokens, service, meters).answer,
+    }
     return FastAPI(
         docs_url=None,
         redoc_url=None,
@@ -49,8 +62,7 @@ def build_http_app(service: Service, ready: Callable[[], Awaitable[bool]], meter
         redirect_slashes=False,
         exception_handlers={HTTPException: _http_error},
         routes=[
-            Route("/v1/chat/completions", chat, methods=["POST"]),
-            Route("/v1/completions", completions, methods=["POST"]),
+            *(Route(path, Endpoint(answer), methods=["POST"]) for path, answer in posts.items()),
             Route("/v1/models", models),
             Route("/health", health),
         ],
@@ -61,6 +73,7 @@ def build_http_app(service: Service, ready: Callable[[], Awaitable[bool]], meter
 class _Asked:
     """A request that passed every check, and how its answer is to be sent."""
 
+    model: str
     prepared: Prepared
     stream: bool
     include_usage: bool
@@ -80,6 +93,7 @@ async def _prepare_completion(service: Service, request_id: str, body: bytes) ->
 def _asked(request: ChatCompletionRequest | CompletionRequest, prepared: Prepared) -> _Asked:
     options = request.stream_options
     return _Asked(
+        model=request.model,
         prepared=prepared,
         stream=request.stream,
         include_usage=options is not None and options.include_usage,
@@ -90,8 +104,8 @@ def _asked(request: ChatCompletionRequest | CompletionRequest, prepared: Prepare
 _Prepare: TypeAlias = Callable[[Service, str, bytes], Awaitable[_Asked]]
 
 
-class _Endpoint:
-    """An ASGI application for one generating route. It owns the exchange from the body's last byte to the answer's."""
+class _Generating:
+    """Answers one generating route, whole or as a stream."""
 
     def __init__(self, dialect: Dialect, prepare: _Prepare, service: Service, meters: Meters) -> None:
         self._dialect = dialect
@@ -99,21 +113,12 @@ class _Endpoint:
         self._service = service
         self._meters = meters
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            body = await read_body(receive)
-        except ClientDisconnect:
-            return
-        out = Outgoing(send)
-        try:
-            await while_connected(receive, self._answer(body, out))
-        except GlmError as error:
-            await out.fail(error)
-
-    async def _answer(self, body: bytes, out: Outgoing) -> None:
+    async def answer(self, body: bytes, out: Outgoing) -> None:
+        """Answer as the body asks."""
         with edge(self._meters, "http", self._dialect.route):
-            head = Head(id=self._dialect.id_prefix + secrets.token_hex(12), model=self._service.info.name)
-            asked = await self._prepare(self._service, head.id, body)
+            request_id = self._dialect.id_prefix + secrets.token_hex(12)
+            asked = await self._prepare(self._service, request_id, body)
+            head = Head(id=request_id, model=asked.model)
             prompt_ids = asked.prepared.generation.prompt if asked.return_token_ids else None
             async with aclosing(self._service.stream(asked.prepared)) as deltas:
                 if asked.stream:
@@ -123,6 +128,41 @@ class _Endpoint:
                     )
                 else:
                     await out.json(200, whole_reply(self._dialect, head, await collect(deltas), prompt_ids))
+
+
+class _Encoding:
+    """Answers one route of models that give numbers."""
+
+    def __init__(
+        self, route: str, pieces: Callable[[Service, bytes], Awaitable[list[bytes]]], service: Service, meters: Meters
+    ) -> None:
+        self._route = route
+        self._pieces = pieces
+        self._service = service
+        self._meters = meters
+
+    async def answer(self, body: bytes, out: Outgoing) -> None:
+        """Answer what the body asks."""
+        with edge(self._meters, "http", self._route):
+            await out.json_pieces(200, await self._pieces(self._service, body))
+
+
+async def _embeddings(service: Service, body: bytes) -> list[bytes]:
+    request = await service.read(lambda: EmbeddingRequest.parse(decode_json(body)), size_bytes=len(body))
+    answers = await embed(service, request)
+    return await answers.window.drain(embedding_pieces(answers, request.encoding_format), len)
+
+
+async def _classify(service: Service, body: bytes) -> list[bytes]:
+    request = await service.read(lambda: ClassifyRequest.parse(decode_json(body)), size_bytes=len(body))
+    answers = await classify(service, request)
+    return await answers.window.drain(classification_pieces(answers), len)
+
+
+async def _classify_tokens(service: Service, body: bytes) -> list[bytes]:
+    request = await service.read(lambda: ClassifyTokensRequest.parse(decode_json(body)), size_bytes=len(body))
+    answers = await classify_tokens(service, request)
+    return await answers.window.drain(token_pieces(answers, include_scores=request.include_scores), len)
 
 
 async def _stream(writer: EventWriter, deltas: AsyncGenerator[Delta, None], out: Outgoing) -> None:
@@ -139,7 +179,7 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     """What only HTTP can get wrong, in OpenAI's shape."""
     assert isinstance(error, HTTPException)
     words = {
-        404: (f"no route {request.url.path}; see GET /v1/models, POST /v1/chat/completions", "unknown_route"),
+        404: (f"no route {request.url.path}; there are {_ROUTES}", "unknown_route"),
         405: (f"{request.url.path} does not take {request.method}", "method_not_allowed"),
         413: (error.detail, "body_too_large"),
     }

@@ -9,20 +9,27 @@ from typing import Any
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from glm_cluster.api.openai import MAX_ITEMS, TOO_MANY, ChatCompletionRequest, CompletionRequest
+from glm_cluster.api.openai import MAX_ITEMS, ChatCompletionRequest, CompletionRequest
 from glm_cluster.api.proto import glm_pb2
 from glm_cluster.api.replies import Head
+from glm_cluster.api.schema import too_many
 from glm_cluster.api.service import Answer, Delta, Usage
 from glm_cluster.errors import InvalidRequest
-from glm_cluster.records import FinishReason
+from glm_cluster.records import FinishReason, ModelInfo, Task
 
 _ROLES = {glm_pb2.ROLE_SYSTEM: "system", glm_pb2.ROLE_USER: "user", glm_pb2.ROLE_ASSISTANT: "assistant"}
+_TASKS: dict[Task, glm_pb2.Task] = {
+    "generate": glm_pb2.TASK_GENERATE,
+    "classify": glm_pb2.TASK_CLASSIFY,
+    "classify-tokens": glm_pb2.TASK_CLASSIFY_TOKENS,
+    "embed": glm_pb2.TASK_EMBED,
+}
 
 
 def chat_request(message: glm_pb2.ChatRequest) -> ChatCompletionRequest:
     """Validate a conversation."""
     if len(message.messages) > MAX_ITEMS:  # before each is looked into for unknown fields
-        raise InvalidRequest(f"messages: {TOO_MANY}", param="messages")
+        raise InvalidRequest(f"messages: {too_many(MAX_ITEMS)}", param="messages")
     raw = _raw(message)
     raw["messages"] = [_turn(turn) for turn in message.messages]
     return ChatCompletionRequest.parse(raw)
@@ -40,14 +47,19 @@ def completion_request(message: glm_pb2.GenerateRequest) -> CompletionRequest:
 
 def _raw(message: glm_pb2.ChatRequest | glm_pb2.GenerateRequest) -> dict[str, Any]:
     """The fields that were given, `sampling` spread among the others as in JSON."""
-    if unknown := sorted(set(_unknown_fields(message, ""))):
-        raise InvalidRequest(f"unsupported fields: {', '.join(unknown)}; leave them out", param=unknown[0])
-    raw = {field.name: value for field, value in message.ListFields()}
+    raw = fields_given(message)
     if sampling := raw.pop("sampling", None):
         raw |= {field.name: value for field, value in sampling.ListFields()}
     if "stop_token_ids" in raw:
         raw["stop_token_ids"] = list(raw["stop_token_ids"])
     return raw
+
+
+def fields_given(message: Message) -> dict[str, Any]:
+    """The fields that were given, by name. Those of a newer schema are refused, here and below."""
+    if unknown := sorted(set(_unknown_fields(message, ""))):
+        raise InvalidRequest(f"unsupported fields: {', '.join(unknown)}; leave them out", param=unknown[0])
+    return {field.name: value for field, value in message.ListFields()}
 
 
 def _turn(message: glm_pb2.ChatMessage) -> dict[str, object]:
@@ -82,7 +94,7 @@ def chat_response(head: Head, answer: Answer, prompt_ids: tuple[int, ...] | None
         model=head.model,
         message=glm_pb2.ChatMessage(role=glm_pb2.ROLE_ASSISTANT, content=answer.text),
         finish_reason=_finish(answer.finish),
-        usage=_usage(answer.usage),
+        usage=usage_message(answer.usage),
         prompt_token_ids=prompt_ids,
         token_ids=None if prompt_ids is None else answer.token_ids,
     )
@@ -96,7 +108,7 @@ def chat_chunk(head: Head, delta: Delta, prompt_ids: tuple[int, ...] | None, wit
         model=head.model,
         content=delta.text,
         finish_reason=_finish(delta.finish),
-        usage=_usage(delta.usage),
+        usage=usage_message(delta.usage),
         prompt_token_ids=prompt_ids,
         token_ids=delta.token_ids if with_ids else None,
     )
@@ -112,9 +124,20 @@ def generate_chunk(
         model=head.model,
         text=delta.text,
         finish_reason=_finish(delta.finish),
-        usage=_usage(delta.usage),
+        usage=usage_message(delta.usage),
         prompt_token_ids=prompt_ids,
         token_ids=delta.token_ids if with_ids else None,
+    )
+
+
+def model_message(info: ModelInfo) -> glm_pb2.Model:
+    """One served model."""
+    return glm_pb2.Model(
+        id=info.name,
+        created=info.created,
+        max_model_len=info.max_model_len,
+        task=_TASKS[info.task],
+        labels=info.labels,
     )
 
 
@@ -124,7 +147,8 @@ def _finish(reason: FinishReason | None) -> glm_pb2.FinishReason:
     return glm_pb2.FINISH_REASON_STOP if reason == "stop" else glm_pb2.FINISH_REASON_LENGTH
 
 
-def _usage(usage: Usage | None) -> glm_pb2.Usage | None:
+def usage_message(usage: Usage | None) -> glm_pb2.Usage | None:
+    """What a request cost; none before its end."""
     if usage is None:
         return None
     return glm_pb2.Usage(

@@ -183,16 +183,21 @@ def http_error_body(message: str, code: str) -> dict[str, object]:
     return {"error": {"message": message, "type": InvalidRequest.kind, "param": None, "code": code}}
 
 
-def models_body(info: ModelInfo) -> dict[str, object]:
-    """The list of models."""
+def models_body(infos: Sequence[ModelInfo]) -> dict[str, object]:
+    """The list of models; those that classify with their labels."""
+    return {"object": "list", "data": [_model_body(info) for info in infos]}
+
+
+def _model_body(info: ModelInfo) -> dict[str, object]:
     model = {
         "id": info.name,
         "object": "model",
         "created": info.created,
         "owned_by": "glm_cluster",
         "max_model_len": info.max_model_len,
+        "task": info.task,
     }
-    return {"object": "list", "data": [model]}
+    return model | {"labels": info.labels} if info.labels else model
 
 
 def _choice(content: Choice, finish: FinishReason | None) -> Choice:

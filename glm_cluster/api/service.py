@@ -1,26 +1,63 @@
-"""From a validated request to pieces of text, for every wire alike.
+"""The served models, and from a validated request to pieces of text, for every wire alike.
 
-Knows the served model's name, vocabulary and length. Refuses to know how a request came in or how its answer goes out.
+Knows the models' names, tasks, vocabularies and lengths. Refuses to know how a request came in or how its answer goes
+out, and how models answer that give numbers instead of text.
 """
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeVar
 
 from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest
 from glm_cluster.api.window import EncodeWindow
-from glm_cluster.errors import InternalError, InvalidRequest, ModelNotFound
+from glm_cluster.errors import ConfigError, InternalError, InvalidRequest, ModelNotFound
 from glm_cluster.metrics import FIRST_TOKEN_S, INTER_TOKEN_S, TOKENS, Meters
-from glm_cluster.records import FinishReason, GenerationRequest, Generator, ModelInfo, SamplingParams, TokenEvent
+from glm_cluster.records import (
+    Encoder,
+    FinishReason,
+    GenerationRequest,
+    Generator,
+    ModelInfo,
+    SamplingParams,
+    Task,
+)
 from glm_cluster.text.chat import ChatTemplate, model_opens_line
 from glm_cluster.text.stream import Detokenizer
 from glm_cluster.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
 _MESSAGE_BYTES = 64  # what a message costs to render besides its text
+_WAYS: dict[Task, str] = {
+    "generate": "POST /v1/chat/completions or /v1/completions (gRPC: Chat, ChatStream, Generate)",
+    "classify": "POST /v1/classify (gRPC: Classify)",
+    "classify-tokens": "POST /v1/classify_tokens (gRPC: ClassifyTokens)",
+    "embed": "POST /v1/embeddings (gRPC: Embed)",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """One model and what it takes to serve it. A model has the one of `generator` and `encoder` that its task needs."""
+
+    info: ModelInfo
+    tokenizer: Tokenizer
+    template: ChatTemplate | None  # None: its checkpoint has none, and it answers no conversations
+    window: EncodeWindow  # over the same tokenizer
+    generator: Generator | None = None
+    encoder: Encoder | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what could answer no request."""
+        name, labels = self.info.name, self.info.labels
+        if (self.generator if self.info.task == "generate" else self.encoder) is None:
+            raise ConfigError(f"{name}: nothing runs its task {self.info.task!r}; give it an engine of that task")
+        if not labels and self.info.task in ("classify", "classify-tokens"):
+            raise ConfigError(f"{name}: a classifier needs labels; give its config.json an id2label")
+        if twice := sorted({label for label in labels if labels.count(label) > 1}):
+            raise ConfigError(f"{name}: labels {twice} stand twice in its id2label; name each index differently")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +74,8 @@ class Prepared:
     """A request that passed every check, and whether its answer begins with a line break that is not shown."""
 
     generation: GenerationRequest
+    generator: Generator
+    tokenizer: Tokenizer
     skip_newline: bool = False
 
 
@@ -64,54 +103,66 @@ class Answer:
 
 
 class Service:
-    """Serves one model. `prepare_*` refuses a request or makes of it what an engine takes; `stream` runs it."""
+    """The served models. `prepare_*` refuses a request or makes of it what an engine takes; `stream` runs it."""
 
-    def __init__(
-        self,
-        *,
-        info: ModelInfo,
-        tokenizer: Tokenizer,
-        template: ChatTemplate,
-        generator: Generator,
-        encoder: EncodeWindow,
-        meters: Meters,
-    ) -> None:
-        self.info = info
-        self._tokenizer = tokenizer
-        self._template = template
-        self._generator = generator
-        self._encoder = encoder
+    def __init__(self, *, models: Sequence[ServedModel], meters: Meters) -> None:
+        self._models = {model.info.name: model for model in models}
+        if len(self._models) < len(models) or not models:
+            raise ConfigError(f"served models must have different names, not {[model.info.name for model in models]}")
         self._meters = meters
+
+    @property
+    def infos(self) -> list[ModelInfo]:
+        """What is served, in the order of the configuration."""
+        return [model.info for model in self._models.values()]
+
+    def model(self, name: str, task: Task) -> ServedModel:
+        """The model of that name; refused if there is none, or if it does something else than `task`."""
+        if (found := self._models.get(name)) is None:
+            served = ", ".join(map(repr, self._models))
+            raise ModelNotFound(f"no model {name!r} here; this cluster serves {served}", param="model")
+        if found.info.task != task:
+            raise InvalidRequest(
+                f"model: {name!r} is served for another task, {found.info.task!r}; ask it by {_WAYS[found.info.task]}",
+                param="model",
+            )
+        return found
 
     async def read(self, parse: Callable[[], T], *, size_bytes: int) -> T:
         """What `parse` makes of a request, on another thread if the request is long."""
-        return await self._encoder.off_loop(parse, size_bytes=size_bytes)
+        anyone = next(iter(self._models.values()))  # before it is parsed, nobody knows which model it is for
+        return await anyone.window.off_loop(parse, size_bytes=size_bytes)
 
     async def prepare_chat(self, request_id: str, request: ChatCompletionRequest) -> Prepared:
-        """Render and tokenise a conversation; refuse what this model can never answer."""
-        self._check_model(request.model)
+        """Render and tokenise a conversation; refuse what its model can never answer."""
+        model = self.model(request.model, "generate")
+        if (template := model.template) is None:
+            raise InvalidRequest(
+                f"model: {request.model!r} has no chat template; use POST /v1/completions (gRPC: Generate)",
+                param="model",
+            )
         messages = [{"role": m.role, "content": m.text} for m in request.messages]
         size_bytes = sum(_MESSAGE_BYTES + len(message["content"]) for message in messages)
-        rendered = await self._encoder.off_loop(lambda: self._template.render(messages), size_bytes=size_bytes)
-        generation = self._generation(request_id, await self._encoder.encode(rendered), request, "messages")
-        return Prepared(generation, skip_newline=model_opens_line(rendered))
+        rendered = await model.window.off_loop(lambda: template.render(messages), size_bytes=size_bytes)
+        generation = _generation(model.info, request_id, await model.window.encode(rendered), request, "messages")
+        return _prepared(model, generation, skip_newline=model_opens_line(rendered))
 
     async def prepare_completion(self, request_id: str, request: CompletionRequest) -> Prepared:
-        """Tokenise a prompt unless it is ids already; refuse what this model can never continue."""
-        self._check_model(request.model)
+        """Tokenise a prompt unless it is ids already; refuse what its model can never continue."""
+        model = self.model(request.model, "generate")
         if isinstance(request.prompt, str):
-            prompt = await self._encoder.encode(request.prompt)
+            prompt = await model.window.encode(request.prompt)
         else:
             prompt = tuple(request.prompt)
-        return Prepared(self._generation(request_id, prompt, request, "prompt"))
+        return _prepared(model, _generation(model.info, request_id, prompt, request, "prompt"))
 
     async def stream(self, prepared: Prepared) -> AsyncGenerator[Delta, None]:
         """The answer piece by piece. Closing this generator cancels the request down to the engine."""
         generation = prepared.generation
-        detokenizer = Detokenizer(self._tokenizer, skip_newline=prepared.skip_newline)
+        detokenizer = Detokenizer(prepared.tokenizer, skip_newline=prepared.skip_newline)
         timer = _TokenTimer(self._meters)
         num_output = 0
-        async with aclosing(self._generator.generate(generation)) as events:
+        async with aclosing(prepared.generator.generate(generation)) as events:
             async for event in events:
                 timer.tick()
                 num_output += len(event.tokens)
@@ -120,64 +171,73 @@ class Service:
                     continue
                 shown = event.tokens[:-1] if event.finish == "stop" else event.tokens
                 text = detokenizer.push(shown) + detokenizer.finish()
-                usage = self._usage(generation, num_output, event)
+                usage = Usage(
+                    num_prompt_tokens=len(generation.prompt),
+                    num_output_tokens=num_output,
+                    num_cached_tokens=event.num_cached_tokens,
+                )
+                self.count(usage)
                 yield Delta(text, event.tokens, _client_finish(event.finish), usage)
                 return
         raise InternalError("the engine ended the stream without a reason; please send the request again")
 
-    def _check_model(self, name: str) -> None:
-        if name != self.info.name:
-            raise ModelNotFound(f"no model {name!r} here; this cluster serves {self.info.name!r}", param="model")
-
-    def _check_ids(self, ids: tuple[int, ...], param: str) -> None:
-        if (worst := max(ids, default=0)) >= self.info.vocab_size:
-            raise InvalidRequest(f"{param}: no token id {worst}; ids go up to {self.info.vocab_size - 1}", param=param)
-
-    def _generation(
-        self, request_id: str, prompt: tuple[int, ...], request: ChatCompletionRequest | CompletionRequest, param: str
-    ) -> GenerationRequest:
-        self._check_ids(prompt, param)
-        self._check_ids(tuple(request.stop_token_ids), "stop_token_ids")
-        sampling = SamplingParams(
-            max_tokens=self._max_tokens(len(prompt), request.output_limit, param),
-            temperature=request.temperature,
-            top_k=request.top_k,
-            top_p=request.top_p,
-            min_p=request.min_p,
-            seed=secrets.randbits(63) if request.seed is None else request.seed,
-            stop_token_ids=tuple(dict.fromkeys((*self.info.eos_token_ids, *request.stop_token_ids))),
-        )
-        return GenerationRequest(request_id=request_id, prompt=prompt, sampling=sampling)
-
-    def _max_tokens(self, num_prompt: int, asked: int | None, param: str) -> int:
-        """What the client asked for, or what the model's length leaves; refuse what does not fit."""
-        limit = self.info.max_model_len
-        if num_prompt == 0:
-            raise InvalidRequest(f"{param}: no tokens in it; send some text", param=param)
-        if num_prompt >= limit:
-            raise InvalidRequest(
-                f"{param}: {num_prompt} tokens, which leaves no room for an answer: {self.info.name} takes {limit} "
-                "tokens of prompt and answer together; shorten it",
-                param=param,
-            )
-        if asked is not None and num_prompt + asked > limit:
-            raise InvalidRequest(
-                f"max_tokens: {num_prompt} prompt tokens + {asked} max_tokens > {limit}, the most {self.info.name} "
-                f"takes; ask for {limit - num_prompt} or fewer",
-                param="max_tokens",
-            )
-        return limit - num_prompt if asked is None else asked
-
-    def _usage(self, generation: GenerationRequest, num_output: int, last: TokenEvent) -> Usage:
-        usage = Usage(
-            num_prompt_tokens=len(generation.prompt),
-            num_output_tokens=num_output,
-            num_cached_tokens=last.num_cached_tokens,
-        )
+    def count(self, usage: Usage) -> None:
+        """Report what a request cost."""
         self._meters.count(TOKENS, usage.num_prompt_tokens, {"kind": "prompt"})
         self._meters.count(TOKENS, usage.num_cached_tokens, {"kind": "cached"})
         self._meters.count(TOKENS, usage.num_output_tokens, {"kind": "output"})
-        return usage
+
+
+def check_ids(info: ModelInfo, ids: Sequence[int], param: str) -> None:
+    """Refuse ids that the model has no row for."""
+    if (worst := max(ids, default=0)) >= info.vocab_size:
+        raise InvalidRequest(f"{param}: no token id {worst}; ids go up to {info.vocab_size - 1}", param=param)
+
+
+def _prepared(model: ServedModel, generation: GenerationRequest, *, skip_newline: bool = False) -> Prepared:
+    assert model.generator is not None, "a model that generates has one"
+    return Prepared(generation, model.generator, model.tokenizer, skip_newline)
+
+
+def _generation(
+    info: ModelInfo,
+    request_id: str,
+    prompt: tuple[int, ...],
+    request: ChatCompletionRequest | CompletionRequest,
+    param: str,
+) -> GenerationRequest:
+    check_ids(info, prompt, param)
+    check_ids(info, request.stop_token_ids, "stop_token_ids")
+    sampling = SamplingParams(
+        max_tokens=_max_tokens(info, len(prompt), request.output_limit, param),
+        temperature=request.temperature,
+        top_k=request.top_k,
+        top_p=request.top_p,
+        min_p=request.min_p,
+        seed=secrets.randbits(63) if request.seed is None else request.seed,
+        stop_token_ids=tuple(dict.fromkeys((*info.eos_token_ids, *request.stop_token_ids))),
+    )
+    return GenerationRequest(request_id=request_id, prompt=prompt, sampling=sampling)
+
+
+def _max_tokens(info: ModelInfo, num_prompt: int, asked: int | None, param: str) -> int:
+    """What the client asked for, or what the model's length leaves; refuse what does not fit."""
+    limit = info.max_model_len
+    if num_prompt == 0:
+        raise InvalidRequest(f"{param}: no tokens in it; send some text", param=param)
+    if num_prompt >= limit:
+        raise InvalidRequest(
+            f"{param}: {num_prompt} tokens, which leaves no room for an answer: {info.name} takes {limit} "
+            "tokens of prompt and answer together; shorten it",
+            param=param,
+        )
+    if asked is not None and num_prompt + asked > limit:
+        raise InvalidRequest(
+            f"max_tokens: {num_prompt} prompt tokens + {asked} max_tokens > {limit}, the most {info.name} "
+            f"takes; ask for {limit - num_prompt} or fewer",
+            param="max_tokens",
+        )
+    return limit - num_prompt if asked is None else asked
 
 
 class _TokenTimer:

@@ -1,11 +1,13 @@
-"""Gathers prompts so that one call tokenises many, on a thread of its own. Knows no request: text in, ids out.
+"""Gathers prompts so that one call tokenises many, on a thread of its own, which does other long work in between.
+
+Knows no request: text in, ids out.
 
 The first prompt after a pause is encoded at once; while prompts keep coming, a batch starts at most every 2 ms, and
 no sooner than the one before it is done.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias, TypeVar
 
@@ -44,6 +46,19 @@ class EncodeWindow:
             return work()
         return await asyncio.wrap_future(self._worker.submit(work))
 
+    async def drain(self, items: Iterator[T], size_bytes: Callable[[T], int]) -> list[T]:
+        """All of `items`, each made when it is asked for, a slice at a time.
+
+        The first slice is made here, and is all of it for most answers. Later ones are made by the worker thread, with
+        room between them for whatever else it has to do.
+        """
+        drained: list[T] = []
+        made_bytes = 0
+        while slice_ := await self.off_loop(lambda: _slice(items, size_bytes), size_bytes=made_bytes):
+            drained += slice_
+            made_bytes = LOOP_BYTES + 1
+        return drained
+
     def close(self) -> None:
         """End the worker thread once it has finished what it is doing."""
         self._worker.shutdown(wait=False)
@@ -70,6 +85,18 @@ class EncodeWindow:
             _refuse(waiting, error)
         else:
             _release(waiting, batch.result())
+
+
+def _slice(items: Iterator[T], size_bytes: Callable[[T], int]) -> list[T]:
+    """The next items until they come to what may be made at one go."""
+    made: list[T] = []
+    left_bytes = LOOP_BYTES
+    for item in items:
+        made.append(item)
+        left_bytes -= size_bytes(item)
+        if left_bytes <= 0:
+            break
+    return made
 
 
 def _refuse(waiting: Sequence[asyncio.Future[Ids]], error: BaseException) -> None:

@@ -1,4 +1,4 @@
-"""The Serve application: `build_app`, which Serve config files name, from validated settings to two deployments.
+"""The Serve application: `build_app`, which Serve config files name, from validated settings to deployments.
 
 Decides placement, autoscaling and time limits. Reads no file and touches no GPU: it may run where neither is.
 """
@@ -12,8 +12,9 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
-from glm_cluster.config import ClusterConfig, DeviceName
+from glm_cluster.config import ClusterConfig, DeviceName, ModelConfig
 from glm_cluster.deploy.ingress import GlmIngress
+from glm_cluster.deploy.names import INGRESS, replica_names
 from glm_cluster.deploy.replica import GlmReplica
 from glm_cluster.deploy.routing import GlmRequestRouter
 
@@ -26,69 +27,88 @@ _LOOK_BACK_S = 11.0  # autoscaling acts on the mean of this; Serve wants more th
 
 
 def build_app(args: Mapping[str, Any]) -> Application:
-    """The application for `args`, the flat mapping of ClusterConfig."""
+    """The application for `args`, the mapping of ClusterConfig."""
     return application(ClusterConfig.from_mapping(args), drain_s=_DRAIN_S, start_attempts=_START_ATTEMPTS)
 
 
 def application(config: ClusterConfig, *, drain_s: float, start_attempts: int) -> Application:
-    """The two deployments. On an orderly stop a replica has `drain_s` to finish what it holds.
+    """An ingress over a deployment for each model. On an orderly stop a replica has `drain_s` to finish what it holds.
 
     Serve gives the application up when a deployment failed to start `start_attempts` times in a row.
     """
     config = resolve_device(config)
-    replica = serve.deployment(GlmReplica).options(
-        name="GlmReplica",
-        ray_actor_options={"num_cpus": config.cpus_per_rank, "num_gpus": 0},
-        placement_group_bundles=bundles(config),
-        placement_group_strategy=config.placement,
+    names = replica_names([model.name for model in config.models])
+    replicas = [
+        _replica(model, name, drain_s=drain_s, start_attempts=start_attempts)
+        for model, name in zip(config.models, names, strict=True)
+    ]
+    ingress = serve.deployment(GlmIngress).options(
+        name=INGRESS,
+        num_replicas=config.num_ingresses,
+        ray_actor_options={"num_cpus": max(model.cpus_per_rank for model in config.models)},
+        max_ongoing_requests=_NO_LIMIT,
+        graceful_shutdown_timeout_s=drain_s,
+        max_constructor_retry_count=start_attempts,
+    )
+    return ingress.bind(config, *replicas)
+
+
+def _replica(model: ModelConfig, name: str, *, drain_s: float, start_attempts: int) -> Application:
+    deployment = serve.deployment(GlmReplica).options(
+        name=name,
+        ray_actor_options={"num_cpus": model.cpus_per_rank, "num_gpus": 0},
+        placement_group_bundles=bundles(model),
+        placement_group_strategy=model.placement,
         max_ongoing_requests=_NO_LIMIT,
         request_router_config=RequestRouterConfig(
             request_router_class=GlmRequestRouter, request_routing_stats_period_s=_LOAD_PERIOD_S
         ),
         health_check_period_s=_HEALTH_PERIOD_S,
-        health_check_timeout_s=config.engine.step_deadline_s + _HEALTH_PERIOD_S,
+        health_check_timeout_s=model.engine.step_deadline_s + _HEALTH_PERIOD_S,
         graceful_shutdown_timeout_s=drain_s,
         max_constructor_retry_count=start_attempts,
-        **scale(config),
+        **scale(model),
     )
-    ingress = serve.deployment(GlmIngress).options(
-        name="GlmIngress",
-        num_replicas=config.num_ingresses,
-        ray_actor_options={"num_cpus": config.cpus_per_rank},
-        max_ongoing_requests=_NO_LIMIT,
-        graceful_shutdown_timeout_s=drain_s,
-        max_constructor_retry_count=start_attempts,
-    )
-    return ingress.bind(config, replica.bind(config))
+    return deployment.bind(model)
 
 
 def resolve_device(config: ClusterConfig) -> ClusterConfig:
-    """Turn device `auto` into what the Ray cluster has now. A cluster that scales up from no GPU must say `cuda`."""
-    if config.engine.device != "auto":
+    """Turn device `auto` into what the Ray cluster has now. A cluster that scales up from no GPU must say `cuda`.
+
+    Models that leave it open get GPUs if there is one for every rank that is not to run on the CPU.
+    """
+    if all(model.engine.device != "auto" for model in config.models):
         return config
     gpus = ray.cluster_resources().get("GPU", 0) if ray.is_initialized() else 0
-    device: DeviceName = "cuda" if gpus >= config.engine.tp else "cpu"
-    return replace(config, engine=replace(config.engine, device=device))
+    num_ranks = sum(model.engine.tp for model in config.models if model.engine.device != "cpu")
+    device: DeviceName = "cuda" if gpus >= num_ranks else "cpu"
+    return replace(config, models=tuple(_on(model, device) for model in config.models))
 
 
-def bundles(config: ClusterConfig) -> list[dict[str, float]]:
+def _on(model: ModelConfig, device: DeviceName) -> ModelConfig:
+    if model.engine.device != "auto":
+        return model
+    return replace(model, engine=replace(model.engine, device=device))
+
+
+def bundles(model: ModelConfig) -> list[dict[str, float]]:
     """One bundle per rank; the first also holds the replica, which needs no GPU."""
-    cpus = config.cpus_per_rank
-    gpu = {"GPU": 1.0} if config.engine.device == "cuda" else {}
-    return [{"CPU": cpus * (2 if rank == 0 else 1), **gpu} for rank in range(config.engine.tp)]
+    cpus = model.cpus_per_rank
+    gpu = {"GPU": 1.0} if model.engine.device == "cuda" else {}
+    return [{"CPU": cpus * (2 if rank == 0 else 1), **gpu} for rank in range(model.engine.tp)]
 
 
-def scale(config: ClusterConfig) -> dict[str, Any]:
+def scale(model: ModelConfig) -> dict[str, Any]:
     """A fixed number of replicas, or Serve's autoscaling between two."""
-    if config.min_replicas == config.max_replicas:
-        return {"num_replicas": config.min_replicas}
+    if model.min_replicas == model.max_replicas:
+        return {"num_replicas": model.min_replicas}
     return {
         "autoscaling_config": {
-            "min_replicas": config.min_replicas,
-            "max_replicas": config.max_replicas,
-            "target_ongoing_requests": config.target_ongoing_requests,
-            "upscale_delay_s": config.upscale_delay_s,
-            "downscale_delay_s": config.downscale_delay_s,
+            "min_replicas": model.min_replicas,
+            "max_replicas": model.max_replicas,
+            "target_ongoing_requests": model.target_ongoing_requests,
+            "upscale_delay_s": model.upscale_delay_s,
+            "downscale_delay_s": model.downscale_delay_s,
             "look_back_period_s": _LOOK_BACK_S,
         }
     }

@@ -14,7 +14,17 @@ import msgpack
 
 from glm_cluster.deploy.failure import named_error
 from glm_cluster.errors import GlmError
-from glm_cluster.records import FinishReason, GenerationRequest, ReplicaLoad, SamplingParams, TokenEvent
+from glm_cluster.records import (
+    Encoded,
+    EncodeRequest,
+    FinishReason,
+    GenerationRequest,
+    ReplicaLoad,
+    SamplingParams,
+    TokenEvent,
+)
+
+Request: TypeAlias = GenerationRequest | EncodeRequest
 
 LossKind: TypeAlias = Literal["died", "moved", "refused"]
 """died: the engine died with the request inside; moved: it must go on elsewhere though no death is proven (an orderly
@@ -57,35 +67,25 @@ class ReturnAddress:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A request on its way to a replica. `reply_to` is None for a replica's own health probe.
+    """A request on its way to a replica. `reply_to` is None where the receipt says all: for encode requests and probes.
 
     `avoid` names replicas that failed earlier attempts; the router goes elsewhere where it can.
     """
 
-    request: GenerationRequest
+    request: Request
     reply_to: ReturnAddress | None
     avoid: tuple[str, ...] = ()
 
     def pack(self) -> bytes:
         """What rank 0 must know of it, as msgpack."""
-        request, to = self.request, self.reply_to
-        sampling = {name: getattr(request.sampling, name) for name in SamplingParams.__slots__}
-        address = None if to is None else (to.endpoint, to.key)
-        return _pack([request.request_id, request.attempt, request.prompt, request.output, sampling, address])
+        to = self.reply_to
+        return _pack([_request_out(self.request), None if to is None else (to.endpoint, to.key)])
 
     @classmethod
     def unpack(cls, body: bytes) -> Self:
         """From msgpack."""
-        request_id, attempt, prompt, output, sampling, address = _unpack(body)
-        sampling["stop_token_ids"] = tuple(sampling["stop_token_ids"])
-        request = GenerationRequest(
-            request_id=request_id,
-            attempt=attempt,
-            prompt=tuple(prompt),
-            output=tuple(output),
-            sampling=SamplingParams(**sampling),
-        )
-        return cls(request, None if address is None else ReturnAddress(*address))
+        request, address = _unpack(body)
+        return cls(_request_in(request), None if address is None else ReturnAddress(*address))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +94,7 @@ class Receipt:
 
     num_tokens: int  # of the whole output, earlier attempts included
     finish: FinishReason
+    encoded: Encoded | None = None  # of an encode request
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,17 +175,44 @@ class Report:
         return cls(steps, load, tuple(_ended_in(e) for e in ended), tuple(batches))
 
 
+def _request_out(request: Request) -> list[Any]:
+    head = [request.request_id, request.attempt, request.prompt]
+    if isinstance(request, EncodeRequest):
+        return ["encode", *head, request.pooling]
+    sampling = {name: getattr(request.sampling, name) for name in SamplingParams.__slots__}
+    return ["generate", *head, request.output, sampling]
+
+
+def _request_in(row: Sequence[Any]) -> Request:
+    kind, request_id, attempt, prompt, *rest = row
+    if kind == "encode":
+        (pooling,) = rest
+        return EncodeRequest(request_id=request_id, attempt=attempt, prompt=tuple(prompt), pooling=pooling)
+    output, sampling = rest
+    sampling["stop_token_ids"] = tuple(sampling["stop_token_ids"])
+    return GenerationRequest(
+        request_id=request_id,
+        attempt=attempt,
+        prompt=tuple(prompt),
+        output=tuple(output),
+        sampling=SamplingParams(**sampling),
+    )
+
+
 def _ended_out(ended: Ended) -> list[Any]:
     outcome = ended.outcome
     if isinstance(outcome, Receipt):
-        return [ended.request_id, ended.attempt, outcome.num_tokens, outcome.finish]
+        encoded = outcome.encoded
+        rows = encoded and (encoded.num_rows, encoded.width, encoded.values, encoded.num_cached_tokens)
+        return [ended.request_id, ended.attempt, outcome.num_tokens, outcome.finish, rows]
     return [ended.request_id, ended.attempt, type(outcome).__name__, outcome.message, outcome.param]
 
 
 def _ended_in(row: Sequence[Any]) -> Ended:
     request_id, attempt, *rest = row
     if isinstance(rest[0], int):
-        return Ended(request_id, attempt, Receipt(*rest))
+        num_tokens, finish, rows = rest
+        return Ended(request_id, attempt, Receipt(num_tokens, finish, rows and Encoded(*rows)))
     name, message, param = rest
     return Ended(request_id, attempt, named_error(name, message, param=param))
 

@@ -15,7 +15,7 @@ import zmq
 
 from glm_cluster.deploy.channel import Ended, Orders, Receipt, Report, ReturnAddress, Seal, Submission, Tokens
 from glm_cluster.errors import EngineUnavailable, GlmError, InternalError
-from glm_cluster.records import TokenEvent
+from glm_cluster.records import GenerationRequest, TokenEvent
 
 if TYPE_CHECKING:  # the engine brings torch; this module alone does not need it
     from glm_cluster.engine.engine import Engine
@@ -132,7 +132,8 @@ class EngineLoop:
             logger.exception("a request could not be added")
             self._ended.append(Ended(*key, InternalError(f"the engine failed on the request: {error!r}")))
         else:
-            self._open[key] = _Open(submission.reply_to, len(request.output))
+            output = request.output if isinstance(request, GenerationRequest) else ()
+            self._open[key] = _Open(submission.reply_to, len(output))
 
     def _drop_before(self, request_id: str, attempt: int) -> None:
         """Cancel the earlier attempts of a request: whoever makes the next one has given them up."""
@@ -152,7 +153,7 @@ class EngineLoop:
                 outgoing[request.reply_to].append(event)
             if event.finish is not None:
                 del self._open[key]
-                self._ended.append(Ended(*key, Receipt(request.num_tokens, event.finish)))
+                self._ended.append(Ended(*key, Receipt(request.num_tokens, event.finish, event.encoded)))
         for address, batch in outgoing.items():
             self._outlets.push(address, tuple(batch))
 

@@ -3,13 +3,15 @@
 Knows Serve's schema, which itself ignores misspelt keys, and refuses what a local run would not honour. Starts nothing.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from glm_cluster.config import ClusterConfig
+from glm_cluster.deploy.names import INGRESS, REPLICA, replica_names
 from glm_cluster.errors import ConfigError
 
 IMPORT_PATH = "glm_cluster.deploy.app:build_app"
@@ -20,16 +22,14 @@ SERVICERS = (
 
 _REPLICAS = "autoscaling_config."
 # Overrides in `deployments:` that are settings of ours under another name.
-_OVERRIDES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "GlmReplica": {
-        "num_replicas": ("min_replicas", "max_replicas"),
-        _REPLICAS + "min_replicas": ("min_replicas",),
-        _REPLICAS + "max_replicas": ("max_replicas",),
-        _REPLICAS + "target_ongoing_requests": ("target_ongoing_requests",),
-        _REPLICAS + "upscale_delay_s": ("upscale_delay_s",),
-        _REPLICAS + "downscale_delay_s": ("downscale_delay_s",),
-    },
-    "GlmIngress": {"num_replicas": ("num_ingresses",)},
+_INGRESS_OVERRIDES: Mapping[str, tuple[str, ...]] = {"num_replicas": ("num_ingresses",)}
+_REPLICA_OVERRIDES: Mapping[str, tuple[str, ...]] = {
+    "num_replicas": ("min_replicas", "max_replicas"),
+    _REPLICAS + "min_replicas": ("min_replicas",),
+    _REPLICAS + "max_replicas": ("max_replicas",),
+    _REPLICAS + "target_ongoing_requests": ("target_ongoing_requests",),
+    _REPLICAS + "upscale_delay_s": ("upscale_delay_s",),
+    _REPLICAS + "downscale_delay_s": ("downscale_delay_s",),
 }
 _HONOURED: Mapping[str, frozenset[str]] = {
     "": frozenset({"proxy_location", "http_options", "grpc_options", "applications"}),
@@ -43,7 +43,7 @@ _HONOURED: Mapping[str, frozenset[str]] = {
 class ServeFile:
     """What a Serve config file asks of a local cluster; None where it does not say."""
 
-    args: Mapping[str, object] = field(default_factory=dict)  # the flat mapping of ClusterConfig
+    args: Mapping[str, object] = field(default_factory=dict)  # the mapping of ClusterConfig
     host: str | None = None
     port: int | None = None
     grpc_port: int | None = None
@@ -137,15 +137,37 @@ def _args(applications: list[dict[str, Any]]) -> Mapping[str, object]:
         raise ConfigError(f"import_path must be {IMPORT_PATH}, not {application['import_path']}")
     if application.get("route_prefix", "/") != "/":
         raise ConfigError(f"route_prefix must be /, not {application['route_prefix']}")
-    args = dict(application.get("args") or {})
-    for override in application.get("deployments") or []:
-        args |= _settings(override)
-    return args
+    return _overridden(dict(application.get("args") or {}), application.get("deployments") or [])
 
 
-def _settings(override: Mapping[str, Any]) -> dict[str, object]:
+def _overridden(args: dict[str, Any], overrides: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The settings with what `deployments:` says of the ingress and of each model's replicas."""
+    for override in overrides:
+        if override["name"] == INGRESS:
+            args |= _settings(override, _INGRESS_OVERRIDES)
+    replicas = [override for override in overrides if override["name"] != INGRESS]
+    if not replicas:
+        return args
+    if "models" not in args:
+        return args | _of_replicas(replicas, [REPLICA])[0]
+    names = replica_names([model.name for model in ClusterConfig.from_mapping(args).models])
+    models = zip(args["models"], _of_replicas(replicas, names), strict=True)
+    return args | {"models": [{**model, **settings} for model, settings in models]}
+
+
+def _of_replicas(overrides: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[dict[str, object]]:
+    """The settings that `overrides` have for each of the replica deployments called `names`."""
+    found: dict[str, dict[str, object]] = {name: {} for name in names}
+    for override in overrides:
+        name = override["name"]
+        if name not in found:
+            raise ConfigError(f"deployments: there is no {name} here, only {', '.join([INGRESS, *names])}; correct it")
+        found[name] |= _settings(override, _REPLICA_OVERRIDES)
+    return list(found.values())
+
+
+def _settings(override: Mapping[str, Any], known: Mapping[str, tuple[str, ...]]) -> dict[str, object]:
     """One entry of `deployments:` as settings of ours."""
-    known = _OVERRIDES.get(override["name"], {})
     settings: dict[str, object] = {}
     for key, value in _leaves(override):
         if key == "name":

@@ -17,12 +17,12 @@ class Fleet:
     """Sends submissions and probes to whichever replica the router picks."""
 
     def __init__(self, handle: Any) -> None:
-        self._generate = handle.generate
+        self._run = handle.run
         self._probe = handle.probe
 
     async def submit(self, submission: Submission) -> Receipt | Loss:
         """Run `submission` on some replica. Cancelling this cancels the call down to the engine."""
-        response = self._generate.remote(submission)
+        response = self._run.remote(submission)
         call = asyncio.ensure_future(_answer(response))
         try:
             await asyncio.wait([call])  # raises where we are cancelled, not where the call is
@@ -35,7 +35,7 @@ class Fleet:
         return call.result()
 
     async def ready(self) -> bool:
-        """Whether a replica can make a token now."""
+        """Whether a replica can make a step now."""
         # An empty context: the call must not inherit the id and protocol of the client's own request.
         call = asyncio.get_running_loop().create_task(self._ask(), context=Context())
         done, _ = await asyncio.wait([call], timeout=_PROBE_S)

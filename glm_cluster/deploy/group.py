@@ -16,7 +16,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from glm_cluster.config import ClusterConfig
+from glm_cluster.config import ModelConfig
 from glm_cluster.deploy.channel import Loss, Receipt, Report, Submission
 from glm_cluster.deploy.courier import Courier
 from glm_cluster.deploy.shards import Seat, Shard
@@ -74,7 +74,7 @@ class RankGroup:
         self.load: ReplicaLoad | None = None  # None until rank 0 is ready
 
     @classmethod
-    async def start(cls, config: ClusterConfig, bundles: Bundles, epoch: str, meters: Meters) -> Self:
+    async def start(cls, config: ModelConfig, bundles: Bundles, epoch: str, meters: Meters) -> Self:
         """Make the actors, load the model and wait until rank 0 listens, or raise having left nothing."""
         courier = Courier(_LOCAL)
         ranks = [
@@ -152,7 +152,7 @@ class RankGroup:
         self._meters.gauge(BLOCKS, load.num_blocks)
 
 
-def _seat(config: ClusterConfig, bundles: Bundles, epoch: str, rank: int, courier: Courier) -> Seat:
+def _seat(config: ModelConfig, bundles: Bundles, epoch: str, rank: int, courier: Courier) -> Seat:
     beside = math.ceil(config.max_replicas / bundles.num_nodes)  # groups that may share a host
     return Seat(
         engine=config.engine,

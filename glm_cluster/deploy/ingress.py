@@ -1,8 +1,10 @@
-"""GlmIngress: the front's deployment. HTTP and gRPC come in, the wire's own code answers, a relay reaches the engines.
+"""GlmIngress: the front's deployment. HTTP and gRPC come in, the wire's own code answers, relays reach the engines.
 
-Nothing is decided here: this puts `api` and `text` together with the inbox, the relay and Serve's two entrances.
+Nothing is decided here: this puts `api` and `text` together with the inbox, a relay for each model and Serve's two
+entrances.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import serve
 
-from glm_cluster.config import ClusterConfig
+from glm_cluster.config import ClusterConfig, ModelConfig
 from glm_cluster.deploy.fleet import Fleet
 from glm_cluster.deploy.inbox import Inbox
 from glm_cluster.deploy.meters import RayMeters
@@ -22,48 +24,68 @@ from glm_cluster.records import ModelInfo
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from glm_cluster.api.service import ServedModel
+
 
 @serve.ingress()  # the app is built in the replica, after the constructor
 class GlmIngress:
     """One front process."""
 
-    async def __init__(self, config: ClusterConfig, replicas: Any) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, config: ClusterConfig, *replicas: Any
+    ) -> None:
         from glm_cluster.api.grpc import GlmGrpc
         from glm_cluster.api.service import Service
+
+        self._meters = RayMeters()
+        self._fleets = [Fleet(handle) for handle in replicas]
+        self._inbox = Inbox.open(ray.util.get_node_ip_address())
+        self._models = [
+            self._served(config, model, fleet) for model, fleet in zip(config.models, self._fleets, strict=True)
+        ]
+        self._service = Service(models=self._models, meters=self._meters)
+        self._grpc = GlmGrpc(self._service, self._ready, self._meters)
+
+    def _served(self, config: ClusterConfig, model: ModelConfig, fleet: Fleet) -> "ServedModel":
+        from glm_cluster.api.service import ServedModel
         from glm_cluster.api.window import EncodeWindow
         from glm_cluster.text.chat import ChatTemplate
         from glm_cluster.text.tokenizer import Tokenizer
 
-        directory = Path(config.engine.model)
+        directory = Path(model.engine.model)
+        stored = GlmConfig.from_directory(directory)
         tokenizer = Tokenizer.from_directory(directory)
-        self._meters = RayMeters()
-        self._fleet = Fleet(replicas)
-        self._inbox = Inbox.open(ray.util.get_node_ip_address())
-        self._encoder = EncodeWindow(tokenizer, self._meters)
-        self._service = Service(
-            info=model_info(config, directory),
-            tokenizer=tokenizer,
-            template=ChatTemplate.from_directory(directory, tokenizer),
-            generator=Relay(
-                self._fleet.submit,
-                self._inbox,
-                max_migrations=config.max_migrations,
-                request_timeout_s=config.request_timeout_s,
-                meters=self._meters,
-            ),
-            encoder=self._encoder,
+        tokenizer.check_fits(vocab_size=stored.vocab_size, special_ids=special_ids(stored), where=directory)
+        relay = Relay(
+            fleet.submit,
+            self._inbox,
+            max_migrations=config.max_migrations,
+            request_timeout_s=config.request_timeout_s,
             meters=self._meters,
         )
-        self._grpc = GlmGrpc(self._service, self._fleet.ready, self._meters)
+        generates = model.engine.task == "generate"
+        return ServedModel(
+            info=model_info(model, stored, created=int((directory / "config.json").stat().st_mtime)),
+            tokenizer=tokenizer,
+            template=ChatTemplate.from_directory(directory, tokenizer) if generates else None,
+            window=EncodeWindow(tokenizer, self._meters),
+            generator=relay if generates else None,
+            encoder=None if generates else relay,
+        )
+
+    async def _ready(self) -> bool:
+        """Whether every model has a replica that can make a step now."""
+        return all(await asyncio.gather(*(fleet.ready() for fleet in self._fleets)))
 
     def __serve_build_asgi_app__(self) -> "FastAPI":  # the name Serve looks for
         from glm_cluster.api.http import build_http_app
 
-        return build_http_app(self._service, self._fleet.ready, self._meters)
+        return build_http_app(self._service, self._ready, self._meters)
 
     async def __del__(self) -> None:
         """Called by Serve on an orderly stop."""
-        self._encoder.close()
+        for model in self._models:
+            model.window.close()
         await self._inbox.close()
 
     async def Chat(self, request: Any, grpc_context: Any) -> Any:
@@ -82,6 +104,18 @@ class GlmIngress:
             async for message in messages:
                 yield message
 
+    async def Classify(self, request: Any, grpc_context: Any) -> Any:
+        """As above."""
+        return await self._grpc.Classify(request, grpc_context)
+
+    async def ClassifyTokens(self, request: Any, grpc_context: Any) -> Any:
+        """As above."""
+        return await self._grpc.ClassifyTokens(request, grpc_context)
+
+    async def Embed(self, request: Any, grpc_context: Any) -> Any:
+        """As above."""
+        return await self._grpc.Embed(request, grpc_context)
+
     async def ListModels(self, request: Any, grpc_context: Any) -> Any:
         """As above."""
         return await self._grpc.ListModels(request, grpc_context)
@@ -97,14 +131,22 @@ class GlmIngress:
                 yield message
 
 
-def model_info(config: ClusterConfig, directory: Path) -> ModelInfo:
+def model_info(model: ModelConfig, stored: GlmConfig, *, created: int) -> ModelInfo:
     """What the front must know of the model, from its config.json alone."""
-    model = GlmConfig.from_directory(directory)
-    limit = config.engine.max_model_len or model.context_limit
+    classifies = model.engine.task in ("classify", "classify-tokens")
     return ModelInfo(
-        name=config.model_name,
-        vocab_size=model.vocab_size,
-        max_model_len=min(limit, model.context_limit),
-        eos_token_ids=model.eos_token_ids,
-        created=int((directory / "config.json").stat().st_mtime),
+        name=model.name,
+        vocab_size=stored.vocab_size,
+        max_model_len=min(model.engine.max_model_len or stored.context_limit, stored.context_limit),
+        eos_token_ids=stored.eos_token_ids,
+        task=model.engine.task,
+        labels=tuple(stored.id2label[index] for index in range(stored.num_labels)) if classifies else (),
+        problem_type=stored.problem_type if model.engine.task == "classify" else None,
+        created=created,
     )
+
+
+def special_ids(stored: GlmConfig) -> tuple[int, ...]:
+    """The ids with which a model ends and pads."""
+    pad = stored.pad_token_id
+    return stored.eos_token_ids if pad is None else (*stored.eos_token_ids, pad)

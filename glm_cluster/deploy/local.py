@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
-from glm_cluster.config import ClusterConfig
+from glm_cluster.config import ClusterConfig, ModelConfig
 from glm_cluster.deploy.failure import error_within
 from glm_cluster.deploy.files import SERVICERS
 from glm_cluster.errors import ConfigError, EngineUnavailable
@@ -41,12 +41,13 @@ class Endpoints:
 
     http_url: str
     grpc_address: str
-    model_name: str
+    model_name: str  # the first of `models`
+    models: tuple[ModelConfig, ...] = ()
 
 
 def serve(
     *,
-    args: dict[str, object],
+    config: ClusterConfig,
     host: str,
     port: int,
     grpc_port: int,
@@ -54,11 +55,11 @@ def serve(
     on_ready: Callable[[Endpoints], None],
 ) -> None:
     """Serve until a signal asks to stop, then stop everything this started. Call from the main thread."""
-    config = ClusterConfig.from_mapping(args)
     set_ray_flags()
     check_host(host)
     reachable = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
-    endpoints = Endpoints(f"http://{reachable}:{port}", f"{reachable}:{grpc_port}", config.model_name)
+    names = [model.name for model in config.models]
+    endpoints = Endpoints(f"http://{reachable}:{port}", f"{reachable}:{grpc_port}", names[0], config.models)
     try:
         with _signals_interrupt():
             try:
@@ -66,7 +67,7 @@ def serve(
                 start_ray(config)
                 _interrupt_on_signals()  # Ray has put its own handler for SIGTERM in front
                 start_serve(host, port, grpc_port)
-                on_stage(f"Loading {config.model_name}")
+                on_stage(f"Loading {', '.join(names)}")
                 run_app(config)
                 on_stage("Waiting for the first answer")
                 wait_until_ready(endpoints.http_url)
@@ -144,16 +145,21 @@ def start_ray(config: ClusterConfig) -> None:
 
     import ray
 
-    ranks = config.max_replicas * config.engine.tp
-    logical_cpus = math.ceil(config.cpus_per_rank * (ranks + config.max_replicas + config.num_ingresses)) + 1
     ray.init(
         address="local",
-        num_cpus=max(os.cpu_count() or 1, logical_cpus),  # placement only
+        num_cpus=max(os.cpu_count() or 1, logical_cpus(config)),  # placement only
         object_store_memory=OBJECT_STORE_BYTES,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
+
+
+def logical_cpus(config: ClusterConfig) -> int:
+    """What every replica and rank there may be takes, with the ingresses, and one to spare."""
+    replicas = sum(model.cpus_per_rank * model.max_replicas * (model.engine.tp + 1) for model in config.models)
+    ingresses = max(model.cpus_per_rank for model in config.models) * config.num_ingresses
+    return math.ceil(replicas + ingresses) + 1
 
 
 def start_serve(host: str, port: int, grpc_port: int) -> None:

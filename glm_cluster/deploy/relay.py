@@ -1,10 +1,11 @@
-"""The front's `Generator`: a journal for every request, and re-entry on another replica when one is lost.
+"""The front's `Generator` and `Encoder`: a journal for every request, and re-entry elsewhere when a replica is lost.
 
 Re-entry is bounded twice. A request may move a few times; one that was inside two engines when they died may be what
 kills them, and fails alone. So may a request that was only beside it both times: the relay cannot tell them apart.
 
 Knows neither Ray nor the engine: it is given a way to submit and an inbox. A stream's tokens are exactly those of the
 undisturbed run, because an attempt goes on after the tokens already emitted and nothing but the next index is taken.
+What an encode request comes to is in its receipt, so that each attempt begins anew.
 """
 
 import asyncio
@@ -17,11 +18,11 @@ from itertools import count
 from typing import TypeAlias
 from uuid import uuid4
 
-from glm_cluster.deploy.channel import Loss, Receipt, Submission
+from glm_cluster.deploy.channel import Loss, Receipt, Request, ReturnAddress, Submission
 from glm_cluster.deploy.inbox import Feed, Inbox
 from glm_cluster.errors import DeadlineExceeded, EngineUnavailable, GlmError, InternalError
 from glm_cluster.metrics import MIGRATIONS, Meters
-from glm_cluster.records import GenerationRequest, TokenEvent
+from glm_cluster.records import Encoded, EncodeRequest, GenerationRequest, TokenEvent
 
 Submit: TypeAlias = Callable[[Submission], Awaitable[Receipt | Loss]]
 """Send a submission to some replica and wait until it ends there. Raises GlmError where it can never succeed."""
@@ -36,10 +37,10 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0  # between attempts that no engine 
 class Journal:
     """What is known of one request: the ids already emitted, the attempts made, the replicas that failed it."""
 
-    def __init__(self, request: GenerationRequest, request_id: str) -> None:
+    def __init__(self, request: Request, request_id: str) -> None:
         self._request = request
         self._id = request_id
-        self._output = list(request.output)
+        self._output = list(request.output) if isinstance(request, GenerationRequest) else []
         self._attempt = request.attempt - 1
         self._failed: list[str] = []
         self.migrations = 0  # deaths among them
@@ -51,9 +52,11 @@ class Journal:
         """The index the next token will have."""
         return len(self._output)
 
-    def next_attempt(self) -> GenerationRequest:
+    def next_attempt(self) -> Request:
         """The request as the next engine gets it: after everything already emitted."""
         self._attempt += 1
+        if isinstance(self._request, EncodeRequest):
+            return replace(self._request, request_id=self._id, attempt=self._attempt)
         return replace(self._request, request_id=self._id, attempt=self._attempt, output=tuple(self._output))
 
     @property
@@ -78,7 +81,7 @@ class Journal:
 
 
 class Relay:
-    """Generates through replicas, one attempt at a time."""
+    """Generates and encodes through replicas, one attempt at a time."""
 
     def __init__(
         self, submit: Submit, inbox: Inbox, *, max_migrations: int, request_timeout_s: float, meters: Meters
@@ -94,20 +97,38 @@ class Relay:
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
         """Yield the request's events in order, across as many replicas as it takes."""
-        journal = Journal(request, f"{self._prefix}-{next(self._serial)}")
-        deadline = asyncio.get_running_loop().time() + self._timeout_s
+        journal, deadline = self._open(request)
         while True:
-            with self._attempt(journal, deadline) as attempt:
+            with self._attempt(journal, deadline, self._inbox.address) as attempt:
                 while isinstance(item := await attempt.next(journal.position), TokenEvent):
                     yield journal.record(item)
                     if item.finish:
                         return
-            journal.note(item)
-            self._give_up_where_due(journal, item)
-            if item.kind == "refused":
-                await asyncio.sleep(min(_FIRST_PAUSE_S * 2**journal.refusals, _LONGEST_PAUSE_S))
-            else:
-                self._meters.count(MIGRATIONS, 1)
+            await self._take_loss(journal, item)
+
+    async def encode(self, request: EncodeRequest) -> Encoded:
+        """The request's rows, from whichever replica first comes to its end. Cancelling this cancels it there."""
+        journal, deadline = self._open(request)
+        while True:
+            with self._attempt(journal, deadline, None) as attempt:
+                end = await attempt.end()
+            if isinstance(end, Encoded):
+                return end
+            await self._take_loss(journal, end)
+
+    def _open(self, request: Request) -> tuple[Journal, float]:
+        """A journal, and when the request's time is over."""
+        journal = Journal(request, f"{self._prefix}-{next(self._serial)}")
+        return journal, asyncio.get_running_loop().time() + self._timeout_s
+
+    async def _take_loss(self, journal: Journal, loss: Loss) -> None:
+        """Give up, or return when the next attempt may begin."""
+        journal.note(loss)
+        self._give_up_where_due(journal, loss)
+        if loss.kind == "refused":
+            await asyncio.sleep(min(_FIRST_PAUSE_S * 2**journal.refusals, _LONGEST_PAUSE_S))
+        else:
+            self._meters.count(MIGRATIONS, 1)
 
     def _give_up_where_due(self, journal: Journal, last: Loss) -> None:
         if journal.deaths >= _MAX_DEATHS:
@@ -118,9 +139,9 @@ class Relay:
             raise EngineUnavailable(f"the request was lost {journal.migrations} times (last: {last.reason}); try again")
 
     @contextmanager
-    def _attempt(self, journal: Journal, deadline: float) -> Iterator["_Attempt"]:
+    def _attempt(self, journal: Journal, deadline: float, reply_to: ReturnAddress | None) -> Iterator["_Attempt"]:
         request = journal.next_attempt()
-        submission = Submission(request, self._inbox.address, journal.avoid)
+        submission = Submission(request, reply_to, journal.avoid)
         loop = asyncio.get_running_loop()
         with self._inbox.feed(request.request_id, request.attempt) as feed:
             # An empty context: the call must not inherit the id and protocol of the client's own request.
@@ -167,6 +188,19 @@ class _Attempt:
                     self._receipt = receipt
                     late = Loss("the last tokens went missing", "moved")
                     asyncio.get_running_loop().call_later(_LATE_TOKENS_S, self._feed.queue.put_nowait, late)
+
+    async def end(self) -> Encoded | Loss:
+        """What an encode request came to; a Loss when this attempt will not bring it."""
+        match await self._feed.queue.get():
+            case Receipt(encoded=Encoded() as encoded):
+                self._finished = True
+                return encoded
+            case GlmError() as error:
+                raise error
+            case Loss() as loss:
+                return loss
+            case other:
+                return Loss(f"the replica answered {other!r} instead of rows", "moved")
 
     def leave(self) -> None:
         """Cancel the call down to the engine, unless the request has ended there anyway."""

@@ -14,24 +14,24 @@ from uuid import uuid4
 import ray
 from ray import serve
 
-from glm_cluster.config import ClusterConfig
-from glm_cluster.deploy.channel import Loss, Receipt, Submission
+from glm_cluster.config import ModelConfig
+from glm_cluster.deploy.channel import Loss, Receipt, Request, Submission
 from glm_cluster.deploy.group import Bundles, RankGroup
 from glm_cluster.deploy.meters import RayMeters
 from glm_cluster.errors import EngineUnavailable, GlmError
-from glm_cluster.records import GenerationRequest, SamplingParams
+from glm_cluster.records import EncodeRequest, GenerationRequest, SamplingParams, Task
 
 logger = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 10.0  # between attempts to make a group
 _RESTART_S = 900.0  # a group that is not back by then is for Serve to replace, with its replica
-_PROBE = SamplingParams(max_tokens=1, temperature=0.0)
+_ONE_TOKEN = SamplingParams(max_tokens=1, temperature=0.0)
 
 
 class GlmReplica:
     """One replica: one group at a time, epoch after epoch."""
 
-    async def __init__(self, config: ClusterConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(self, config: ModelConfig) -> None:  # type: ignore[misc]  # Serve awaits it
         self._config = config
         self._name = serve.get_replica_context().replica_id.unique_id
         self._meters = RayMeters()
@@ -42,8 +42,8 @@ class GlmReplica:
         self._group: RankGroup | None = group
         self._supervisor = asyncio.create_task(self._supervise(group))
 
-    async def generate(self, submission: Submission) -> Receipt | Loss:
-        """Run a submission to its end; the tokens themselves go to its return address."""
+    async def run(self, submission: Submission) -> Receipt | Loss:
+        """Run a submission to its end; a generation's tokens themselves go to its return address."""
         if self._group is None:
             return Loss("the group is being restarted", "refused", self._name)
         return await self._group.submit(submission)
@@ -59,7 +59,7 @@ class GlmReplica:
             raise EngineUnavailable(f"{self._name}: no group for {_RESTART_S / 60:g} min")
 
     async def probe(self) -> bool:
-        """Whether a token can be had here."""
+        """Whether a step can be had here."""
         if (group := self._group) is None:
             return False
         try:
@@ -117,9 +117,9 @@ class GlmReplica:
         self._proven_steps = group.steps
 
     async def _step(self, group: RankGroup) -> None:
-        """Run a one-token request through every rank, or be content with any step that other requests caused."""
+        """Run a request of one step through every rank, or be content with any step that other requests caused."""
         seen = group.steps
-        request = GenerationRequest(request_id=f"probe-{next(self._probes)}", prompt=(0,), sampling=_PROBE)
+        request = probe_request(self._config.engine.task, f"probe-{next(self._probes)}")
         probe = asyncio.create_task(group.submit(Submission(request, None)))
         deadline = asyncio.get_running_loop().time() + self._config.engine.step_deadline_s
         try:
@@ -131,3 +131,10 @@ class GlmReplica:
                 raise EngineUnavailable(loss.reason)
         finally:
             probe.cancel()
+
+
+def probe_request(task: Task, request_id: str) -> Request:
+    """The least that an engine of `task` can be asked for."""
+    if task == "generate":
+        return GenerationRequest(request_id=request_id, prompt=(0,), sampling=_ONE_TOKEN)
+    return EncodeRequest(request_id=request_id, prompt=(0,), pooling="last")

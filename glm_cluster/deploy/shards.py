@@ -4,6 +4,7 @@ Rank 0 turns the engine; the others follow its plans. Everything heavy is import
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ray
@@ -61,7 +62,8 @@ class Shard:
             share_cores(seat.host_ranks)
         store = self._store or connect_store(*store_address)
         ranks = Ranks.join(rank=seat.rank, size=seat.engine.tp, store=store, device=device, host=self._host)
-        runner = ModelRunner.load(seat.engine, ranks, host_ranks=seat.host_ranks)
+        unused = unused_token_ids(seat.engine) if seat.rank == 0 else ()  # where tokens are sampled
+        runner = ModelRunner.load(seat.engine, ranks, host_ranks=seat.host_ranks, unused_token_ids=unused)
         if seat.rank == 0:
             self._lead(runner, store)
         else:
@@ -95,3 +97,16 @@ class Shard:
         socket = self._context.socket(kind)
         socket.connect(endpoint)
         return socket
+
+
+def unused_token_ids(engine: EngineConfig) -> tuple[tuple[int, int], ...]:
+    """The half-open ranges of ids that the checkpoint's tokenizer has no token for; none where it has no tokenizer."""
+    from glm_cluster.model.config import GlmConfig
+    from glm_cluster.text import tiktoken
+    from glm_cluster.text.tokenizer import Tokenizer
+
+    directory = Path(engine.model)
+    has_tokenizer = any((directory / name).exists() for name in ("tokenizer.json", tiktoken.FILE))
+    if engine.task != "generate" or not has_tokenizer:
+        return ()
+    return Tokenizer.from_directory(directory).unused_ids(GlmConfig.from_directory(directory).vocab_size)

@@ -1,6 +1,6 @@
 """A step plan as tensors. Pads so that no row's result depends on how many others there are.
 
-Shape legend: T tokens of the step (a multiple of 8), R rows to sample (a multiple of 8).
+Shape legend: T tokens of the step (a multiple of 8), R rows to sample or to pool (a multiple of 8).
 """
 
 from collections import defaultdict
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from glm_cluster.engine.plan import Slice, StepPlan
 from glm_cluster.model.attention import ROW_MULTIPLE, TILE_SLOTS, QueryGroup
-from glm_cluster.records import SamplingParams
+from glm_cluster.records import Pooling, SamplingParams
 
 SCRATCH_BLOCK = 0
 
@@ -24,10 +24,11 @@ class Batch:
     positions_T: Tensor
     slots_T: Tensor  # flat slot of each token; padding rows write to the scratch block
     groups: tuple[QueryGroup, ...]
-    rows_R: Tensor  # which rows to sample; padded with row 0
-    keys: tuple[str, ...]  # slices sampled, in the order of rows_R
+    rows_R: Tensor  # which rows to sample or to pool; padded with row 0
+    sampled: tuple[str, ...]  # keys of the slices to sample, a row of rows_R each
     sampling: tuple[SamplingParams, ...]
     sample_positions: tuple[int, ...]  # position of the token about to be sampled
+    pooled: tuple[tuple[str, Pooling, int], ...]  # slices to pool, and how many of the rows that follow are theirs
 
     @classmethod
     def build(cls, plan: StepPlan, *, block_tokens: int, device: torch.device) -> "Batch":
@@ -36,17 +37,19 @@ class Batch:
         positions: list[int] = []
         slots: list[int] = []
         groups: dict[tuple[int, int], list[tuple[int, Slice]]] = defaultdict(list)
-        wanted = [s for s in plan.slices if s.sampling is not None]
-        last_row: dict[str, int] = {}
+        first_row: dict[str, int] = {}
         for part in plan.slices:
             end = part.start + len(part.tokens)
             groups[len(part.tokens), _bucket(end)].append((len(ids), part))
+            first_row[part.key] = len(ids)
             ids += part.tokens
             positions += range(part.start, end)
             slots += (part.blocks[p // block_tokens] * block_tokens + p % block_tokens for p in range(part.start, end))
-            last_row[part.key] = len(ids) - 1
         padding = [0] * (-len(ids) % ROW_MULTIPLE)
-        rows = [last_row[s.key] for s in wanted]
+        sampled = [(s, s.sampling) for s in plan.slices if s.sampling is not None]
+        pooled = [(s, s.pooling, _num_rows(s)) for s in plan.slices if s.pooling is not None]
+        counts = [(s, 1) for s, _ in sampled] + [(s, count) for s, _, count in pooled]
+        rows = [first_row[s.key] + i for s, count in counts for i in range(len(s.tokens) - count, len(s.tokens))]
         rows += [0] * (-len(rows) % ROW_MULTIPLE)
         return cls(
             ids_T=torch.tensor(ids + padding, device=device),
@@ -54,10 +57,16 @@ class Batch:
             slots_T=torch.tensor(slots + padding, device=device),
             groups=tuple(_group(members, block_tokens, device) for members in groups.values()),
             rows_R=torch.tensor(rows, dtype=torch.int64, device=device),
-            keys=tuple(s.key for s in wanted),
-            sampling=tuple(s.sampling for s in wanted if s.sampling is not None),
-            sample_positions=tuple(s.start + len(s.tokens) for s in wanted),
+            sampled=tuple(s.key for s, _ in sampled),
+            sampling=tuple(sampling for _, sampling in sampled),
+            sample_positions=tuple(s.start + len(s.tokens) for s, _ in sampled),
+            pooled=tuple((s.key, pooling, count) for s, pooling, count in pooled),
         )
+
+
+def _num_rows(part: Slice) -> int:
+    """Rows of a slice that are pooled: the last, which is the prompt's, or all."""
+    return 1 if part.pooling == "last" else len(part.tokens)
 
 
 def _bucket(num_slots: int) -> int:

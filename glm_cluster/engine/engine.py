@@ -8,17 +8,20 @@ from glm_cluster.engine.executor import Executor, LocalExecutor
 from glm_cluster.engine.memory import KvLimits
 from glm_cluster.engine.runner import ModelRunner
 from glm_cluster.engine.scheduler import Scheduler
+from glm_cluster.engine.sequence import Request
+from glm_cluster.errors import InvalidRequest
 from glm_cluster.model.checkpoint import Progress
 from glm_cluster.model.ranks import Ranks, resolve_device
-from glm_cluster.records import GenerationRequest, ReplicaLoad, TokenEvent
+from glm_cluster.records import EncodeRequest, ReplicaLoad, Task, TokenEvent
 
 
 class Engine:
     """Requests in, token events out. Each request ends in exactly one event with `finish` set."""
 
-    def __init__(self, scheduler: Scheduler, executor: Executor) -> None:
+    def __init__(self, scheduler: Scheduler, executor: Executor, task: Task) -> None:
         self._scheduler = scheduler
         self._executor = executor
+        self._task = task
         self._num_steps = 0
 
     @classmethod
@@ -32,7 +35,7 @@ class Engine:
             step_tokens=config.step_tokens,
             max_model_len=limits.max_model_len,
         )
-        return cls(scheduler, executor)
+        return cls(scheduler, executor, config.task)
 
     @property
     def has_work(self) -> bool:
@@ -44,8 +47,10 @@ class Engine:
         """Forward passes so far: every rank of the group took part in each."""
         return self._num_steps
 
-    def add(self, request: GenerationRequest) -> None:
+    def add(self, request: Request) -> None:
         """Queue a request; InvalidRequest if it could never run here, Overloaded if too many wait."""
+        if isinstance(request, EncodeRequest) == (self._task == "generate"):
+            raise InvalidRequest(f"this model is served for {self._task}; send the request to another", param="model")
         self._scheduler.add(request)
 
     def cancel(self, request_id: str, attempt: int) -> None:
@@ -70,7 +75,13 @@ class Engine:
         self._scheduler.check()
 
 
-def open_engine(config: EngineConfig, *, on_progress: Progress | None = None) -> Engine:
-    """An engine of one rank in this process."""
-    runner = ModelRunner.load(config, Ranks.single(resolve_device(config.device)), on_progress=on_progress)
+def open_engine(
+    config: EngineConfig,
+    *,
+    on_progress: Progress | None = None,
+    unused_token_ids: tuple[tuple[int, int], ...] = (),
+) -> Engine:
+    """An engine of one rank in this process. Ids in the half-open ranges of `unused_token_ids` are never sampled."""
+    ranks = Ranks.single(resolve_device(config.device))
+    runner = ModelRunner.load(config, ranks, on_progress=on_progress, unused_token_ids=unused_token_ids)
     return Engine.assemble(config, runner.limits, LocalExecutor(runner))

@@ -9,7 +9,7 @@ import torch
 
 from glm_cluster.config import EngineConfig
 from glm_cluster.errors import ConfigError
-from glm_cluster.model.attention import GATHER_BYTES, SCORE_BYTES, KvCache
+from glm_cluster.model.attention import GATHER_BYTES, ROW_MULTIPLE, SCORE_BYTES, KvCache
 from glm_cluster.model.config import GlmConfig
 from glm_cluster.model.sharding import Sharding
 
@@ -36,16 +36,23 @@ def plan_blocks(
 ) -> int:
     """Blocks this rank can hold, the scratch block included; at most twice what can run at once, to keep prefixes."""
     per_block = block_bytes(config, model, shard, dtype)
-    max_len = config.max_model_len or model.context_limit
+    max_len = max_model_len(config, model)
     useful = 2 * config.max_running * -(-max_len // config.block_tokens)
-    budget = config.kv_cache_bytes or _free_share(config, model, device, host_ranks)
-    if budget // per_block * config.block_tokens < max_len:
+    budget = config.kv_cache_bytes or _free_share(config, model, shard, device, host_ranks)
+    fitting = budget // per_block * config.block_tokens
+    if fitting < max_len:
         need = -(-max_len // config.block_tokens) * per_block
         raise ConfigError(
             f"the KV cache of one sequence of {max_len} tokens takes {need >> 20} MiB on each rank, and {budget >> 20} "
-            "MiB are there for it; lower max_model_len, raise kv_cache_bytes, free memory, or use a larger tp"
+            f"MiB are there for it; lower max_model_len ({fitting} tokens fit), raise kv_cache_bytes, free memory, or "
+            "use a larger tp"
         )
     return min(budget // per_block, useful) + 1
+
+
+def max_model_len(config: EngineConfig, model: GlmConfig) -> int:
+    """Tokens of the longest sequence: what was asked for, within what the checkpoint's positions allow."""
+    return min(config.max_model_len or model.context_limit, model.context_limit)
 
 
 def block_bytes(config: EngineConfig, model: GlmConfig, shard: Sharding, dtype: torch.dtype) -> int:
@@ -78,18 +85,24 @@ def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     return torch.frombuffer(pages, dtype=dtype).view(shape)
 
 
-def _free_share(config: EngineConfig, model: GlmConfig, device: torch.device, host_ranks: int) -> int:
+def _free_share(config: EngineConfig, model: GlmConfig, shard: Sharding, device: torch.device, host_ranks: int) -> int:
     """This rank's part of what is free now. A card is the rank's own; a host is shared."""
     if device.type == "cuda":
-        return max(0, int((free_bytes(device) - activation_bytes(config, model)) * CUDA_SHARE))
+        return max(0, int((free_bytes(device) - activation_bytes(config, model, shard)) * CUDA_SHARE))
     return int(free_bytes(device) * CPU_SHARE / host_ranks)
 
 
-def activation_bytes(config: EngineConfig, model: GlmConfig) -> int:
+def activation_bytes(config: EngineConfig, model: GlmConfig, shard: Sharding) -> int:
     """A bound on what one step takes beside weights and cache: the widest tensors that live at the same time."""
     widest = 4 * model.hidden_size + 3 * model.intermediate_size
-    sampling = config.max_running * model.vocab_size * 48  # logits, sorted copy, order, two fp64 sums, masks
-    return GATHER_BYTES + 3 * SCORE_BYTES + config.step_tokens * widest * 4 + sampling
+    if config.task == "generate":
+        answering = config.max_running * model.vocab_size * 48  # logits, sorted copy, order, two fp64 sums, masks
+    else:
+        answering = config.step_tokens * model.hidden_size * 48  # rows, a copy in fp32, what a mean cuts them into
+    # Attention unpacks one sequence in fp32, and computes the fewest rows it can, however long the context is.
+    keys = 4 * max_model_len(config, model) * shard.num_kv_heads
+    attention = max(GATHER_BYTES, 2 * keys * model.head_dim) + 3 * max(SCORE_BYTES, keys * ROW_MULTIPLE)
+    return attention + config.step_tokens * widest * 4 + answering
 
 
 def _cgroup_room() -> list[int]:

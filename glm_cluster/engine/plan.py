@@ -1,22 +1,23 @@
 """What a step is: the plan every rank receives, and what comes back. Knows no torch."""
 
-from dataclasses import astuple, dataclass
-from typing import Self
+from dataclasses import astuple, dataclass, field
+from typing import Protocol, Self
 
 import msgpack
 
-from glm_cluster.records import SamplingParams
+from glm_cluster.records import Encoded, Pooling, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """One sequence's share of a step: run `tokens` at positions start, start + 1, ..., then maybe sample."""
+    """One sequence's share of a step: run `tokens` at positions start, start + 1, ..., then maybe sample or pool."""
 
     key: str  # request id and attempt
     tokens: tuple[int, ...]
     start: int
     blocks: tuple[int, ...]
     sampling: SamplingParams | None  # None while known tokens are left to compute
+    pooling: Pooling | None = None  # of an encode request, where rows of this slice are wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class StepPlan:
     def pack(self) -> bytes:
         """Encode for the wire between ranks."""
         rows = [
-            (s.key, s.tokens, s.start, s.blocks, None if s.sampling is None else astuple(s.sampling))
+            (s.key, s.tokens, s.start, s.blocks, None if s.sampling is None else astuple(s.sampling), s.pooling)
             for s in self.slices
         ]
         return bytes(msgpack.packb(rows))
@@ -37,14 +38,27 @@ class StepPlan:
     def unpack(cls, data: bytes) -> Self:
         """Decode what `pack` made."""
         rows = msgpack.unpackb(data, use_list=False)
-        return cls(tuple(Slice(k, t, start, b, _sampling(s)) for k, t, start, b, s in rows))
+        return cls(tuple(Slice(k, t, start, b, _sampling(s), p) for k, t, start, b, s, p in rows))
+
+
+class Pooled(Protocol):
+    """What the rows of a prompt's tokens came to so far: opaque to whoever keeps it."""
+
+    def plus(self, later: Self) -> Self:
+        """With the rows of the tokens that follow."""
+        ...
+
+    def encoded(self, num_cached_tokens: int) -> Encoded:
+        """The result, once every token is in."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """The sampled token of every slice that wanted one, by key. Empty on ranks above 0."""
+    """The sampled token, or the pooled rows, of every slice that wanted some, by key. Empty on ranks above 0."""
 
-    tokens: dict[str, int]
+    tokens: dict[str, int] = field(default_factory=dict)
+    rows: dict[str, Pooled] = field(default_factory=dict)
 
 
 _SAMPLING_FIELDS = tuple(SamplingParams.__dataclass_fields__)

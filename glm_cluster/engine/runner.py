@@ -1,4 +1,4 @@
-"""One rank's model and KV cache: turn a step plan into sampled tokens. Never touches a queue."""
+"""One rank's model and KV cache: turn a step plan into what its head makes of it. Never touches a queue."""
 
 from pathlib import Path
 from typing import Self
@@ -8,36 +8,47 @@ import torch
 from glm_cluster.config import EngineConfig
 from glm_cluster.engine import memory
 from glm_cluster.engine.batch import Batch
+from glm_cluster.engine.heads import Head, IdRanges, ServedModel, head_of
 from glm_cluster.engine.memory import KvLimits
 from glm_cluster.engine.plan import StepOutput, StepPlan
-from glm_cluster.engine.sampler import sample
 from glm_cluster.model.attention import KvCache, PagedAttention
 from glm_cluster.model.checkpoint import Progress
-from glm_cluster.model.config import GlmConfig
-from glm_cluster.model.glm import GlmForCausalLM
 from glm_cluster.model.loading import load_model, resolve_dtype
 from glm_cluster.model.ranks import Ranks
 from glm_cluster.model.sharding import Sharding
 
 
 class ModelRunner:
-    """Every rank of a group runs the same plans in the same order; rank 0 samples."""
+    """Every rank of a group runs the same plans in the same order; rank 0 answers."""
 
-    def __init__(self, model: GlmForCausalLM, cache: KvCache, limits: KvLimits) -> None:
+    def __init__(self, model: ServedModel, head: Head, cache: KvCache, limits: KvLimits) -> None:
         self.limits = limits
-        self._model = model
+        self._device = model.ranks.device
+        self._decoder = model.decoder
+        self._head = head
         self._cache = cache
 
     @classmethod
     def load(
-        cls, config: EngineConfig, ranks: Ranks, *, on_progress: Progress | None = None, host_ranks: int = 1
+        cls,
+        config: EngineConfig,
+        ranks: Ranks,
+        *,
+        on_progress: Progress | None = None,
+        host_ranks: int = 1,
+        unused_token_ids: IdRanges = (),
     ) -> Self:
         """Load this rank's weights and take its KV cache. `host_ranks` of the group share this host's memory.
 
-        The group agrees on the smallest number of blocks any rank can hold.
+        The group agrees on the smallest number of blocks any rank can hold. Ids in `unused_token_ids` are never
+        sampled.
         """
         directory = Path(config.model)
-        model = load_model(directory, ranks=ranks, dtype=config.dtype, on_progress=on_progress)
+        model: ServedModel = load_model(
+            directory, ranks=ranks, dtype=config.dtype, on_progress=on_progress, task=config.task
+        )
+        max_model_len = memory.max_model_len(config, model.config)
+        model.decoder.rotary.fix_length(max_model_len)  # one length for all: neighbours must not change it
         dtype = resolve_dtype(model.config, config.dtype)
         shard = Sharding(model.config, ranks.rank, ranks.size)
         blocks = memory.plan_blocks(
@@ -52,24 +63,12 @@ class ModelRunner:
             dtype=dtype,
             device=ranks.device,
         )
-        limits = KvLimits(blocks, _max_model_len(config, model.config))
-        model.decoder.rotary.fix_length(limits.max_model_len)  # one length for all: neighbours must not change it
-        return cls(model, cache, limits)
+        return cls(model, head_of(model, unused_token_ids), cache, KvLimits(blocks, max_model_len))
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepOutput:
-        """Run one forward pass; on rank 0, sample the slices that want it."""
-        batch = Batch.build(plan, block_tokens=self._cache.block_tokens, device=self._model.ranks.device)
+        """Run one forward pass; on rank 0, answer the slices that want it."""
+        batch = Batch.build(plan, block_tokens=self._cache.block_tokens, device=self._device)
         attend = PagedAttention(self._cache, batch.slots_T, batch.groups)
-        hidden_TH = self._model.decoder.hidden(batch.ids_T, batch.positions_T, attend)
-        if not batch.keys:
-            return StepOutput({})
-        logits_RV = self._model.sampled_logits(hidden_TH[batch.rows_R])
-        if logits_RV is None:
-            return StepOutput({})
-        tokens = sample(logits_RV[: len(batch.keys)], batch.sampling, batch.sample_positions)
-        return StepOutput(dict(zip(batch.keys, tokens, strict=True)))
-
-
-def _max_model_len(config: EngineConfig, model: GlmConfig) -> int:
-    return min(config.max_model_len or model.context_limit, model.context_limit)
+        x_TH = self._decoder.hidden(batch.ids_T, batch.positions_T, attend)
+        return self._head(x_TH[batch.rows_R], batch)

@@ -2,7 +2,7 @@
 
 There is no prefill phase and no decode phase: every sequence has tokens known and tokens computed, and a step closes
 the gap under a token budget. Oldest first; when blocks run out, the youngest running sequence gives its blocks back
-and is computed again later.
+and is computed again later. An encode request is a sequence that ends when its prompt is computed.
 """
 
 from collections import deque
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from glm_cluster.engine.blocks import BlockPool, OutOfBlocks
 from glm_cluster.engine.plan import Slice, StepOutput, StepPlan
-from glm_cluster.engine.sequence import Sequence
+from glm_cluster.engine.sequence import Request, Sequence
 from glm_cluster.errors import InvalidRequest, Overloaded
 from glm_cluster.records import FinishReason, GenerationRequest, ReplicaLoad, TokenEvent
 
@@ -18,8 +18,8 @@ from glm_cluster.records import FinishReason, GenerationRequest, ReplicaLoad, To
 class Scheduler:
     """Waiting and running sequences over one block pool.
 
-    Invariant: waiting sequences hold no blocks; running ones hold exactly the blocks of their computed tokens, plus
-    those of the plan in flight.
+    Invariant: waiting sequences hold no blocks and no rows; running ones hold exactly the blocks of their computed
+    tokens, plus those of the plan in flight.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Scheduler:
         """Whether a step would do or say anything."""
         return bool(self._waiting or self._running or self._events)
 
-    def add(self, request: GenerationRequest) -> None:
+    def add(self, request: Request) -> None:
         """Queue a request, or refuse one that could never run here or finds too many waiting before it.
 
         A request that was running elsewhere when its engine was lost is never turned away.
@@ -57,18 +57,22 @@ class Scheduler:
             raise Overloaded(f"{len(self._waiting)} requests are waiting here, the most this engine queues; try later")
         if not request.prompt:
             raise InvalidRequest("the prompt is empty; send at least one token", param="prompt")
-        room = self._max_len - len(request.prompt)
-        if room < 1:
-            raise InvalidRequest(
-                f"the prompt has {len(request.prompt)} tokens; prompt and output together may have {self._max_len}",
-                param="prompt",
-            )
-        max_tokens = min(request.sampling.max_tokens, room)
-        sequence = Sequence(request, block_tokens=self._block_tokens, max_tokens=max_tokens)
+        sequence = Sequence(request, block_tokens=self._block_tokens, max_tokens=self._max_tokens(request))
         if (finish := _finish_reason(sequence)) is not None:
             self._events.append(_event(sequence, (), finish))
         else:
             self._waiting.append(sequence)
+
+    def _max_tokens(self, request: Request) -> int:
+        """The most output there may be: what was asked for, within the model's length."""
+        generates = isinstance(request, GenerationRequest)
+        room = self._max_len - len(request.prompt)
+        if room < generates:
+            bound = "prompt and output together" if generates else "it"
+            raise InvalidRequest(
+                f"the prompt has {len(request.prompt)} tokens; {bound} may have {self._max_len}", param="prompt"
+            )
+        return min(request.sampling.max_tokens, room) if isinstance(request, GenerationRequest) else 0
 
     def cancel(self, request_id: str, attempt: int) -> None:
         """Forget a request; its blocks are free at once. Unknown ids are ignored: it may just have finished."""
@@ -78,7 +82,7 @@ class Scheduler:
             if sequence is None:
                 return
             self._waiting.remove(sequence)
-        self._drop_blocks(sequence)
+        self._drop(sequence)
         self._events.append(_event(sequence, (), "cancelled"))
 
     def plan(self) -> StepPlan | None:
@@ -120,7 +124,7 @@ class Scheduler:
     def check(self) -> None:
         """Assert the invariants of scheduler and pool. Call between steps."""
         self._pool.check()
-        assert all(not s.blocks for s in self._waiting)
+        assert all(not s.blocks and s.pooled is None for s in self._waiting)
         held = {b for s in self._running.values() for b in s.blocks}
         assert len(held) == self._pool.num_blocks - self._pool.num_free
         for s in self._running.values():
@@ -147,13 +151,13 @@ class Scheduler:
 
     def _admit(self, sequence: Sequence, budget: int, slices: list[Slice]) -> int:
         """Start the first waiting sequence with what the prefix cache has of it; 0 when blocks are short."""
-        shared = self._pool.share(sequence.hashes(len(sequence.tokens) - 1))  # one token at least is computed
+        shared = self._pool.share(sequence.hashes(sequence.num_shareable))
         sequence.blocks, sequence.num_computed = shared, len(shared) * self._block_tokens
         count = min(sequence.num_missing, budget)
         try:
             sequence.blocks += self._pool.allocate(sequence.num_blocks_for(count))
         except OutOfBlocks:
-            self._drop_blocks(sequence)
+            self._drop(sequence)
             return 0
         if not sequence.was_admitted:
             sequence.was_admitted = True
@@ -165,12 +169,13 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         del self._running[_key(sequence)]
-        self._drop_blocks(sequence)
+        self._drop(sequence)
         self._waiting.appendleft(sequence)
 
-    def _drop_blocks(self, sequence: Sequence) -> None:
+    def _drop(self, sequence: Sequence) -> None:
+        """Forget what was computed of a sequence."""
         self._pool.release(sequence.blocks)
-        sequence.blocks, sequence.num_computed = [], 0
+        sequence.blocks, sequence.num_computed, sequence.pooled = [], 0, None
 
     def _commit_slice(self, sequence: Sequence, part: Slice, output: StepOutput) -> None:
         before = sequence.num_computed // self._block_tokens
@@ -178,15 +183,18 @@ class Scheduler:
         names = sequence.hashes(sequence.num_computed)
         for index in range(before, len(names)):
             self._pool.publish(sequence.blocks[index], names[index])
-        if part.sampling is None:
+        if part.pooling is not None:
+            rows = output.rows[part.key]
+            sequence.pooled = rows if sequence.pooled is None else sequence.pooled.plus(rows)
+        if sequence.num_missing:
             return
-        token = output.tokens[part.key]
-        sequence.tokens.append(token)
+        tokens = () if part.sampling is None else (output.tokens[part.key],)
+        sequence.tokens += tokens
         finish = _finish_reason(sequence)
-        self._events.append(_event(sequence, (token,), finish))
+        self._events.append(_event(sequence, tokens, finish))
         if finish is not None:
             del self._running[part.key]
-            self._drop_blocks(sequence)
+            self._drop(sequence)
 
 
 def sequence_key(request_id: str, attempt: int) -> str:
@@ -206,12 +214,15 @@ def _slice(sequence: Sequence, count: int) -> Slice:
         tokens=tuple(sequence.tokens[start : start + count]),
         start=start,
         blocks=tuple(sequence.blocks),
-        sampling=sequence.request.sampling if is_last else None,
+        sampling=sequence.sampling if is_last else None,
+        pooling=sequence.pooling if is_last or sequence.needs_every_row else None,
     )
 
 
 def _finish_reason(sequence: Sequence) -> FinishReason | None:
-    if sequence.num_output and sequence.tokens[-1] in sequence.request.sampling.stop_token_ids:
+    if sequence.sampling is None:
+        return None if sequence.num_missing else "stop"
+    if sequence.num_output and sequence.tokens[-1] in sequence.sampling.stop_token_ids:
         return "stop"
     return "length" if len(sequence.tokens) >= sequence.max_len else None
 
@@ -219,4 +230,5 @@ def _finish_reason(sequence: Sequence) -> FinishReason | None:
 def _event(sequence: Sequence, tokens: tuple[int, ...], finish: FinishReason | None) -> TokenEvent:
     request = sequence.request
     start = sequence.num_output - len(tokens)
-    return TokenEvent(request.request_id, request.attempt, start, tokens, finish, sequence.num_cached)
+    encoded = None if sequence.pooled is None else sequence.pooled.encoded(sequence.num_cached)
+    return TokenEvent(request.request_id, request.attempt, start, tokens, finish, sequence.num_cached, encoded)

@@ -1,18 +1,27 @@
 """One request's state in the engine: the only mutable record, owned by the scheduler."""
 
+from typing import TypeAlias
+
 from glm_cluster.engine.blocks import ROOT_HASH, block_hash
-from glm_cluster.records import GenerationRequest
+from glm_cluster.engine.plan import Pooled
+from glm_cluster.records import EncodeRequest, GenerationRequest
+
+Request: TypeAlias = GenerationRequest | EncodeRequest
 
 
 class Sequence:
     """Tokens known so far, how many of them are computed, and the blocks that hold their keys and values.
 
-    `tokens` is prompt + output. The step loop only ever closes the gap between `num_computed` and `len(tokens)`.
+    `tokens` is prompt + output. The step loop only ever closes the gap between `num_computed` and `len(tokens)`. An
+    encode request has no output, and `pooled` is what the rows computed so far came to.
     """
 
-    def __init__(self, request: GenerationRequest, *, block_tokens: int, max_tokens: int) -> None:
+    def __init__(self, request: Request, *, block_tokens: int, max_tokens: int) -> None:
         self.request = request
-        self.tokens = [*request.prompt, *request.output]
+        self.sampling = request.sampling if isinstance(request, GenerationRequest) else None
+        self.pooling = request.pooling if isinstance(request, EncodeRequest) else None
+        self.pooled: Pooled | None = None
+        self.tokens = [*request.prompt, *(request.output if isinstance(request, GenerationRequest) else ())]
         self.max_len = len(request.prompt) + max_tokens
         self.num_computed = 0
         self.num_cached = 0  # prompt tokens found in the prefix cache at first admission
@@ -30,6 +39,16 @@ class Sequence:
     def num_missing(self) -> int:
         """Tokens known but not computed."""
         return len(self.tokens) - self.num_computed
+
+    @property
+    def needs_every_row(self) -> bool:
+        """Whether each token must be computed here, also those whose keys and values are known."""
+        return self.pooling in ("mean", "tokens")
+
+    @property
+    def num_shareable(self) -> int:
+        """Leading tokens that the prefix cache may stand for; one token at least is computed."""
+        return 0 if self.needs_every_row else len(self.tokens) - 1
 
     def num_blocks_for(self, num_tokens: int) -> int:
         """Blocks needed beyond those held, to compute `num_tokens` more."""

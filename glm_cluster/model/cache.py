@@ -151,11 +151,11 @@ class Cache:
         """Slots that attention will see with `num_queries` new tokens."""
         return self.layers[0].get_mask_size(num_queries) if self.layers else num_queries
 
-    def get_max_length(self) -> int:
-        """Most tokens; -1 where there is no bound."""
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        """Most tokens, of any layer; -1 where there is no bound."""
         return self.layers[0].get_max_length() if self.layers else -1
 
-    def get_max_cache_shape(self) -> int:
+    def get_max_cache_shape(self, layer_idx: int = 0) -> int:
         """The same under its name of 5.0.0rc1."""
         return self.get_max_length()
 

@@ -35,6 +35,8 @@ def resolve(name: str | Path, *, revision: str | None = None, on_progress: OnPro
     """
     if Path(name).is_dir():
         return Path(name).resolve()
+    if str(name).startswith(("/", ".", "~")):
+        raise ConfigError(f"{name}: no such directory; give one with a checkpoint in it, or a model's name")
     recipe = find_recipe(str(name))
     if recipe is None and _REPOSITORY.fullmatch(str(name)):
         return fetch(str(name), revision=revision, on_progress=on_progress)

@@ -5,6 +5,7 @@ Source: HF `PreTrainedModel` (transformers 5.0.0rc1 and 5.23), for the methods t
 
 import json
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -79,6 +80,7 @@ class PretrainedModel(nn.Module):
         from glm_cluster.model.hub import resolve
         from glm_cluster.model.loading import choose_device, load_pretrained
 
+        note_trust(trust_remote_code)
         directory = resolve(name_or_directory)
         config = config or GlmConfig.from_pretrained(directory)
         if unknown := changes.keys() - {*GlmConfig.__dataclass_fields__, "num_labels", "rope_theta"}:
@@ -154,6 +156,8 @@ class PretrainedModel(nn.Module):
         size = embedding.num_embeddings if new_num_tokens is None else new_num_tokens
         if pad_to_multiple_of is not None:
             size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
+        if size == embedding.num_embeddings:
+            return embedding
         head = self.get_output_embeddings()
         tied = head is not None and head.weight is embedding.weight
         embedding.weight = self._resized(embedding.weight, size, mean_resizing)
@@ -181,6 +185,12 @@ class PretrainedModel(nn.Module):
         """`output`, or its tuple where `return_dict` (or the config) says so."""
         wanted = self.config.return_dict if return_dict is None else return_dict
         return output if wanted else output.to_tuple()
+
+
+def note_trust(trust_remote_code: bool) -> None:
+    """Say, once in a process, that a checkpoint's own code is not run whatever is asked."""
+    if trust_remote_code:
+        warnings.warn("trust_remote_code=True changes nothing: no code of a checkpoint is ever run here", stacklevel=1)
 
 
 def write_shards(directory: Path, groups: list[dict[str, Tensor]]) -> None:

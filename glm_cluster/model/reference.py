@@ -104,7 +104,9 @@ def causal_mask(
     else:
         num_slots = num_queries if attention_mask is None else attention_mask.shape[-1]
     seen_BS = None if attention_mask is None else _padded(attention_mask.to(device, torch.bool), num_slots)
-    if not eager and packs_BT is None and _is_plain(seen_BS, num_queries, num_slots, offset):
+    # HF masks every step over a static cache, full or not: decoding is one graph there
+    is_static_step = num_queries == 1 and cache is not None and cache.get_max_length() >= 0
+    if not (eager or is_static_step) and packs_BT is None and _is_plain(seen_BS, num_queries, num_slots, offset):
         return None
     queries_T1 = (torch.arange(num_queries, device=device) + offset)[:, None]
     mask = (torch.arange(num_slots, device=device) <= queries_T1)[None, None].expand(num_rows, 1, -1, -1)
@@ -123,11 +125,8 @@ def _padded(seen_BS: Tensor, num_slots: int) -> Tensor:
 
 
 def _is_plain(seen_BS: Tensor | None, num_queries: int, num_slots: int, offset: int) -> bool:
-    """Whether SDPA's causal flag, or no mask at all for one query, says the same.
-
-    One query over a static cache without a mask is told apart from HF, which lets it see the empty slots.
-    """
-    if num_slots == num_queries or (num_queries == 1 and num_slots == offset + 1):
+    """Whether SDPA's causal flag, or no mask at all for one query, says the same."""
+    if num_queries in (1, num_slots):
         return seen_BS is None or bool(seen_BS.all())
     if offset != 0:
         return False

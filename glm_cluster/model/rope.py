@@ -101,7 +101,7 @@ def _exponents(config: GlmConfig) -> Tensor:
     return torch.arange(0, config.rotary_dim, 2, dtype=torch.float32) / config.rotary_dim
 
 
-def _plain(config: GlmConfig, theta: float | None = None) -> Tensor:
+def _plain(config: GlmConfig, theta: float | Tensor | None = None) -> Tensor:
     """theta ** (-2i / R)."""
     return 1.0 / ((config.rope_theta if theta is None else theta) ** _exponents(config))
 
@@ -117,7 +117,8 @@ def _linear(config: GlmConfig, num_tokens: int | None) -> Frequencies:
 def _dynamic(config: GlmConfig, num_tokens: int | None) -> Frequencies:
     """NTK: the base grows with the length, so that the slowest frequency is interpolated and the fastest is not."""
     factor, trained, width = config.rope_parameters["factor"], config.max_position_embeddings, config.rotary_dim
-    length = max(num_tokens or trained, trained)
+    # HF knows a call's length as a tensor, so that what follows rounds to fp32
+    length = trained if num_tokens is None else torch.tensor(max(num_tokens, trained))
     stretched = (factor * length / trained) - (factor - 1)
     return _plain(config, config.rope_theta * stretched ** (width / (width - 2))), 1.0
 

@@ -8,6 +8,7 @@ vocabulary rows (the last rank's share is padded with zero rows), norms whole.
 from dataclasses import dataclass
 
 from glm_cluster.model.config import GlmConfig
+from glm_cluster.records import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,16 @@ class Sharding:
         c = self.config
         out = {"score.weight": _whole(c.num_labels, c.hidden_size)}
         return out | ({"score.bias": _whole(c.num_labels)} if bias else {})
+
+    def of_task(self, task: Task) -> dict[str, Shard]:
+        """Those of the model that serves a task."""
+        match task:
+            case "generate":
+                return self.tensors()
+            case "embed":
+                return self.decoder()
+            case "classify" | "classify-tokens":
+                return self.decoder() | self.score(bias=task == "classify-tokens")
 
     def _layer(self) -> dict[str, Shard]:
         c = self.config

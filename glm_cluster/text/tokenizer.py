@@ -116,7 +116,7 @@ class Tokenizer:
         tokens = [self.to_bytes([id]) for id in ids]
         if b"".join(tokens) != (data := well_formed(text).encode()):
             raise ValueError("the ids are not the encoding of the text")
-        begun = [0, *accumulate(byte & 0xC0 != 0x80 for byte in data)]  # characters that begin before each byte
+        begun = [0, *accumulate(int(byte & 0xC0 != 0x80) for byte in data)]  # characters that begin before each byte
         cuts = pairwise(accumulate((len(token) for token in tokens), initial=0))
         return tuple((begun[start + 1] - 1 if start < end else begun[start], begun[end]) for start, end in cuts)
 

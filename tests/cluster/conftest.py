@@ -1,6 +1,5 @@
 """Clusters to test with, one for each module, and requests whose answers are known."""
 
-import json
 import random
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -9,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.checkpoints import UNUSED_IDS, write_tokenizer
 from support.cluster import Case, RunningCluster
 from support.engines import drain
 
@@ -37,31 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def tiny(checkpoint: Callable[..., Path]) -> Path:
     """A tiny random model with a tokenizer of bytes and a template."""
-    directory = checkpoint(**SHAPE)
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    tokenizer = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{"id": 300, "content": "<|endoftext|>", **flags}],
-        "normalizer": None,
-        "pre_tokenizer": byte_level,
-        "post_processor": None,
-        "decoder": byte_level,
-        "model": {"type": "BPE", "vocab": byte_vocabulary(), "merges": []},
-    }
-    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
-    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
-    (directory / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
-    return directory
-
-
-def byte_vocabulary() -> dict[str, int]:
-    """GPT-2's letters for bytes: printable ones stand for themselves, the others for letters from 256 on."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
+    return write_tokenizer(checkpoint(**SHAPE))
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +54,8 @@ def settings(tiny: Path) -> Callable[..., dict[str, Any]]:
 def offline(tiny: Path) -> Engine:
     """The engine without a cluster around it."""
     torch.set_num_threads(1)  # such a small model only gets slower with more
-    return open_engine(EngineConfig(model=str(tiny), device="cpu", kv_cache_bytes=32 << 20))
+    settings = EngineConfig(model=str(tiny), device="cpu", kv_cache_bytes=32 << 20)
+    return open_engine(settings, unused_token_ids=UNUSED_IDS)
 
 
 @pytest.fixture(scope="session")

@@ -59,6 +59,12 @@ def readme_examples() -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
 
 
+def test_readme_s_offline_example_answers() -> None:
+    (example,) = (text for text in readme_examples() if "glm_cluster.auto" in text)
+    run = subprocess.run([sys.executable, "-c", example], check=False, capture_output=True, text=True, timeout=120)
+    assert "Paris" in run.stdout, run.stderr
+
+
 @pytest.mark.parametrize("index", [0, 1])
 def test_readme_example_answers(index: int, served: Served) -> None:
     example = readme_examples()[index]
@@ -75,7 +81,15 @@ def test_grpc_describes_itself(served: Served) -> None:
         assert {"glm_cluster.v1.Glm", "grpc.health.v1.Health"} <= set(database.get_services())
         file = database.FindFileContainingSymbol("glm_cluster.v1.Glm")
     (service,) = file.service
-    assert {method.name for method in service.method} == {"Chat", "ChatStream", "Generate", "ListModels"}
+    assert {method.name for method in service.method} == {
+        "Chat",
+        "ChatStream",
+        "Generate",
+        "ListModels",
+        "Classify",
+        "ClassifyTokens",
+        "Embed",
+    }
 
 
 def test_second_cluster_on_the_port_is_refused(served: Served) -> None:

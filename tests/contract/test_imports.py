@@ -12,7 +12,7 @@ RECORDS = {"records", "config", "errors", "metrics"}
 # part -> the parts it may import; a part is the name after `glm_cluster.`
 ALLOWED = {
     "errors": set(),
-    "config": {"errors"},
+    "config": {"errors", "records"},
     "records": set(),
     "metrics": set(),
     "model": RECORDS,
@@ -23,14 +23,16 @@ ALLOWED = {
     # the command line's own parts
     "terminal": set(),
     "chat": {"errors"},
+    "auto": {"model", "text", *RECORDS},  # what a user imports in the place of transformers
+    "catalogue": {"model"},
     "offline": {"engine", "text", *RECORDS},
     "preflight": {"model", *RECORDS},
-    "cli": {"deploy", "model", "terminal", "chat", "offline", "preflight", *RECORDS},
+    "cli": {"catalogue", "deploy", "model", "terminal", "chat", "offline", "preflight", *RECORDS},
 }
 # library -> the parts that may import it
 CONFINED = {
     "ray": {"deploy"},
-    "torch": {"model", "engine", "deploy"},  # deploy: in its rank processes only, see below
+    "torch": {"auto", "model", "engine", "deploy"},  # deploy: in its rank processes only, see below
     "fastapi": {"api", "deploy"},
     "starlette": {"api"},
     "grpc": {"api", "deploy"},
@@ -42,6 +44,7 @@ CONFINED = {
     "gguf": {"model"},
     "httpx": {"chat"},
     "rich": {"terminal", "chat"},
+    "huggingface_hub": {"model"},
     "transformers": set(),
 }
 Modules = dict[str, ast.Module]

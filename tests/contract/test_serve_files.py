@@ -12,7 +12,7 @@ from ray.serve.schema import ServeDeploySchema
 from glm_cluster.config import ClusterConfig
 from glm_cluster.deploy.files import IMPORT_PATH, SERVICERS, read_serve_file, unknown_keys
 
-NAMES = ("autoscale.yaml", "demo.yaml", "glm-4-9b-tp2.yaml")
+NAMES = ("autoscale.yaml", "demo.yaml", "glm-4-9b-tp2.yaml", "tasks.yaml")
 
 
 @pytest.fixture(params=NAMES)
@@ -63,7 +63,7 @@ def test_misspelt_key_is_found(put: Any, found: str, raw: dict[str, Any]) -> Non
 def test_args_are_settings(raw: dict[str, Any]) -> None:
     (application,) = raw["applications"]
     config = ClusterConfig.from_mapping(application["args"])
-    assert config.model_name in config.engine.model
+    assert all(model.name in model.engine.model for model in config.models)
 
 
 def test_local_run_honours_all_of_it(path: Path, raw: dict[str, Any]) -> None:

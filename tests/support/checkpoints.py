@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from glm_cluster.records import Task
+
 TINY: dict[str, Any] = {
     "vocab_size": 301,
     "hidden_size": 64,
@@ -19,15 +21,29 @@ TINY: dict[str, Any] = {
 }
 
 
+CLASSES: dict[Task, str] = {
+    "generate": "GlmForCausalLM",
+    "classify": "GlmForSequenceClassification",
+    "classify-tokens": "GlmForTokenClassification",
+    "embed": "GlmModel",
+}
+
+
 def write_checkpoint(
-    directory: Path, *, seed: int = 1, max_shard_size: str = "50GB", dtype: str = "float32", **changes: Any
+    directory: Path,
+    *,
+    task: Task = "generate",
+    seed: int = 1,
+    max_shard_size: str = "50GB",
+    dtype: str = "float32",
+    **changes: Any,
 ) -> Path:
-    """Save a random HF GlmForCausalLM (biases random too), its weights in `dtype`, and return its directory."""
+    """Save a random HF model (biases random too), its weights in `dtype`, and return its directory."""
     import torch
-    from transformers import GlmConfig, GlmForCausalLM
+    import transformers
 
     torch.manual_seed(seed)
-    model = GlmForCausalLM(GlmConfig(**{**TINY, **changes}))
+    model = getattr(transformers, CLASSES[task])(transformers.GlmConfig(**{**TINY, **changes}))
     for name, parameter in model.named_parameters():
         if name.endswith(("bias", "norm.weight")):
             torch.nn.init.normal_(parameter, mean=1.0 if "norm" in name else 0.0, std=0.3)
@@ -35,12 +51,43 @@ def write_checkpoint(
     return directory
 
 
-def oracle(directory: Path, dtype: str = "float32") -> Any:
+UNUSED_IDS = ((256, 300),)  # of a vocabulary of 301, by the tokenizer below
+
+
+def write_tokenizer(directory: Path) -> Path:
+    """Add a tokenizer of the 256 bytes with <|endoftext|> as 300, and a chat template; return the directory."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    tokenizer = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": 300, "content": "<|endoftext|>", **flags}],
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": {"type": "BPE", "vocab": byte_vocabulary(), "merges": []},
+    }
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (directory / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    return directory
+
+
+def byte_vocabulary() -> dict[str, int]:
+    """GPT-2's letters for bytes: printable ones stand for themselves, the others for letters from 256 on."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+def oracle(directory: Path, dtype: str = "float32", *, task: Task = "generate") -> Any:
     """HF's model on a checkpoint. Loaded by dtype: `.to(bfloat16)` would cast its rotary buffer as well."""
     import torch
-    from transformers import GlmForCausalLM
+    import transformers
 
-    return GlmForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype)).eval()
+    return getattr(transformers, CLASSES[task]).from_pretrained(directory, dtype=getattr(torch, dtype)).eval()
 
 
 def oracle_greedy(model: Any, prompt: tuple[int, ...], max_new_tokens: int) -> tuple[int, ...]:

@@ -47,7 +47,7 @@ def replicas() -> list[Any]:
     """The actor handles of the running replicas."""
     import ray
 
-    named = [n for n in ray.util.list_named_actors(all_namespaces=True) if "glm#GlmReplica#" in n["name"]]
+    named = [n for n in ray.util.list_named_actors(all_namespaces=True) if "glm#GlmReplica" in n["name"]]
     return [ray.get_actor(n["name"], namespace=n["namespace"]) for n in named]
 
 
@@ -63,7 +63,8 @@ def num_replicas() -> int:
     from ray import serve
 
     (application,) = serve.status().applications.values()
-    return application.deployments["GlmReplica"].replica_states.get("RUNNING", 0)
+    deployments = [d for name, d in application.deployments.items() if name.startswith("GlmReplica")]
+    return sum(deployment.replica_states.get("RUNNING", 0) for deployment in deployments)
 
 
 def nodes_of_ranks() -> list[str]:

@@ -1,9 +1,17 @@
 """Drive an engine to the end, and make mixes of requests."""
 
 import random
+from collections.abc import Sequence
 
 from glm_cluster.engine.engine import Engine
-from glm_cluster.records import GenerationRequest, SamplingParams, TokenEvent
+from glm_cluster.engine.sequence import Request
+from glm_cluster.records import Encoded, EncodeRequest, GenerationRequest, Pooling, SamplingParams, Task, TokenEvent
+
+POOLINGS: dict[Task, tuple[Pooling, ...]] = {
+    "classify": ("last",),
+    "classify-tokens": ("tokens",),
+    "embed": ("last", "mean"),
+}
 
 
 def drain(engine: Engine, requests: list[GenerationRequest], *, check: bool = True) -> dict[str, tuple[int, ...]]:
@@ -12,9 +20,16 @@ def drain(engine: Engine, requests: list[GenerationRequest], *, check: bool = Tr
     return {name: tuple(t for e in some for t in e.tokens) for name, some in events.items()}
 
 
-def drain_events(
-    engine: Engine, requests: list[GenerationRequest], *, check: bool = True
-) -> dict[str, list[TokenEvent]]:
+def encode(engine: Engine, requests: Sequence[EncodeRequest]) -> dict[str, Encoded]:
+    """Run the requests to their end, checking the invariants after every step; the result of each."""
+    results: dict[str, Encoded] = {}
+    for name, (event,) in drain_events(engine, requests).items():
+        assert event.encoded is not None
+        results[name] = event.encoded
+    return results
+
+
+def drain_events(engine: Engine, requests: Sequence[Request], *, check: bool = True) -> dict[str, list[TokenEvent]]:
     """Like `drain`, with the events themselves."""
     events: dict[str, list[TokenEvent]] = {r.request_id: [] for r in requests}
     for request in requests:
@@ -48,3 +63,17 @@ def mixed_requests(count: int, *, vocab_size: int, seed: int = 0, max_tokens: in
         )
         for i in range(count)
     ]
+
+
+def encode_requests(count: int, *, task: Task, vocab_size: int, seed: int = 0) -> list[EncodeRequest]:
+    """Prompts around the block and tile edges, pooled in every way the task has; some begin alike."""
+    rng = random.Random(seed)
+    shared = [rng.randrange(2, vocab_size) for _ in range(70)]
+    requests = []
+    for i in range(count):
+        length = rng.choice([1, 3, 16, 17, 63, 64, 65, 150])
+        prompt = [rng.randrange(2, vocab_size) for _ in range(length)]
+        if i % 2:
+            prompt[:-1] = (shared + prompt)[: length - 1]
+        requests.append(EncodeRequest(request_id=f"r{i}", prompt=tuple(prompt), pooling=rng.choice(POOLINGS[task])))
+    return requests

@@ -53,7 +53,7 @@ class ThreadGroup:
     def execute(self, plan: StepPlan) -> StepOutput:
         plan = StepPlan.unpack(plan.pack())
         outputs = on_every_rank(self._size, lambda rank: self.runners[rank].execute(plan))
-        assert all(not output.tokens for output in outputs[1:])
+        assert all(not output.tokens and not output.rows for output in outputs[1:])
         return outputs[0]
 
 

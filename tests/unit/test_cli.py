@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.hollow import write_hollow
 
 from glm_cluster import __version__, preflight
 from glm_cluster.cli import build_parser, greeting, main, serve_args
@@ -17,29 +18,22 @@ from glm_cluster.deploy.files import IMPORT_PATH, ServeFile
 from glm_cluster.deploy.local import Endpoints
 from glm_cluster.errors import ConfigError
 from glm_cluster.model.demo import default_directory
-from glm_cluster.model.recipes import load_recipe
+from glm_cluster.model.recipes import load_recipe, recipe_names
 from glm_cluster.preflight import GIB, Gpu
 
-COMMANDS = ("serve", "generate", "chat", "demo-model")
+COMMANDS = ("serve", "generate", "chat", "models", "demo-model")
 FLAGS = {
     "serve": {"--model", "--tp", "--replicas", "--host", "--port", "--grpc-port", "--dtype", "--device", "--config"},
     "generate": {"--model", "--prompt", "--max-tokens", "--temperature", "--seed", "--dtype", "--device"},
     "chat": {"--url", "--max-tokens"},
+    "models": {"--json"},
     "demo-model": set(),
 }
 
 
-def write_checkpoint(directory: Path) -> Path:
-    config = {"model_type": "glm", "num_attention_heads": 8, "num_key_value_heads": 2}
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(config))
-    (directory / "model.safetensors").write_bytes(b"\0")
-    return directory
-
-
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    return write_checkpoint(tmp_path)
+    return write_hollow(tmp_path)
 
 
 @pytest.fixture
@@ -145,9 +139,36 @@ def test_another_model_does_not_keep_the_name_of_the_files(checkpoint: Path) -> 
     assert args == {"model": str(checkpoint.resolve()), "step_tokens": 64}
 
 
-def test_recipe_that_is_not_fetched_says_so() -> None:
-    with pytest.raises(ConfigError, match="download it and give its directory"):
-        serve_args(parse("serve", "--model", "glm-4-9b-chat-hf"), ServeFile())
+@pytest.mark.parametrize(
+    ("name", "served_as"),
+    [
+        ("GLM-4-9B-chat-hf", "glm-4-9b-chat-hf"),
+        ("THUDM/glm-4-9b-chat-hf", "glm-4-9b-chat-hf"),
+        ("somebody/tuned-glm", "tuned-glm"),
+    ],
+)
+def test_what_is_fetched_by_name_is_served_by_name(
+    name: str, served_as: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The directory is called after a commit."""
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **_: str(checkpoint))
+    args = serve_args(parse("serve", "--model", name), ServeFile())
+    assert args == {"model": str(checkpoint), "model_name": served_as}
+
+
+def test_unknown_name_says_what_there_is() -> None:
+    with pytest.raises(ConfigError, match=r"no recipe; the recipes are .*glm-4-9b-chat-hf"):
+        serve_args(parse("serve", "--model", "glm-5"), ServeFile())
+
+
+def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    listing = capsys.readouterr().out
+    assert "glm-4-9b-chat-hf" in listing
+    assert max(map(len, listing.splitlines())) <= 120
+    assert main(["models", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["name"] for row in rows} == set(recipe_names())
 
 
 @pytest.mark.parametrize("replicas", ["two", "1:", ":2", "1:2:3", ""])
@@ -256,8 +277,8 @@ def test_demo_is_announced_by_what_is_served_not_by_its_name(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     source = load_recipe("demo").source
     assert source
-    cached = write_checkpoint(default_directory(source.version))
-    elsewhere = write_checkpoint(tmp_path / name)
+    cached = write_hollow(default_directory(source.version))
+    elsewhere = write_hollow(tmp_path / name)
     monkeypatch.setattr(local, "serve", lambda **given: given["on_ready"](Endpoints("http://h:1", "h:2", name)))
     for directory, announced in ((cached, True), (elsewhere, False)):
         assert main(["serve", "--model", str(directory), *free_ports]) == 0

@@ -11,14 +11,38 @@ from glm_cluster.errors import ConfigError
 
 def test_defaults_need_only_a_model() -> None:
     config = ClusterConfig.from_mapping({"model": "/models/glm-4-9b-chat-hf/"})
-    assert config.engine == EngineConfig(model="/models/glm-4-9b-chat-hf/")
-    assert config.model_name == "glm-4-9b-chat-hf"
-    assert (config.min_replicas, config.max_replicas) == (1, 1)
+    (model,) = config.models
+    assert model.engine == EngineConfig(model="/models/glm-4-9b-chat-hf/")
+    assert model.engine.task == "generate"
+    assert model.name == "glm-4-9b-chat-hf"
+    assert (model.min_replicas, model.max_replicas) == (1, 1)
 
 
-def test_flat_mapping_reaches_both_levels() -> None:
-    config = ClusterConfig.from_mapping({"model": "m", "tp": 2, "model_name": "glm", "max_replicas": 3})
-    assert (config.engine.tp, config.model_name, config.max_replicas) == (2, "glm", 3)
+def test_a_flat_mapping_reaches_every_level() -> None:
+    config = ClusterConfig.from_mapping(
+        {"model": "m", "tp": 2, "task": "embed", "model_name": "glm", "max_replicas": 3, "num_ingresses": 2}
+    )
+    (model,) = config.models
+    assert (model.engine.tp, model.engine.task, model.name, model.max_replicas) == (2, "embed", "glm", 3)
+    assert config.num_ingresses == 2
+
+
+def test_a_list_of_models_stands_beside_the_clusters_settings() -> None:
+    models = [
+        {"model": "/models/glm-4"},
+        {"model": "/models/topics", "model_name": "t", "task": "classify", "tp": 2, "max_replicas": 4},
+    ]
+    config = ClusterConfig.from_mapping({"models": models, "request_timeout_s": 5})
+    assert [(m.name, m.engine.task, m.engine.tp) for m in config.models] == [
+        ("glm-4", "generate", 1),
+        ("t", "classify", 2),
+    ]
+    assert (config.models[1].max_replicas, config.request_timeout_s) == (4, 5)
+
+
+def test_one_model_is_the_same_in_either_form() -> None:
+    flat = ClusterConfig.from_mapping({"model": "m", "tp": 2, "max_migrations": 1})
+    assert ClusterConfig.from_mapping({"models": [{"model": "m", "tp": 2}], "max_migrations": 1}) == flat
 
 
 def test_configs_are_frozen() -> None:
@@ -30,7 +54,7 @@ def test_configs_are_frozen() -> None:
 @pytest.mark.parametrize(
     ("raw", "named"),
     [
-        ({}, "`model`"),
+        ({}, r"model \(a checkpoint directory\) is missing"),
         ({"model": 3}, "model"),
         ({"model": "m", "tpp": 2}, "tpp"),
         ({"model": "m", "engine": {}}, "engine"),
@@ -44,6 +68,8 @@ def test_configs_are_frozen() -> None:
         ({"model": "m", "max_model_len": "8k"}, "max_model_len"),
         ({"model": "m", "dtype": "float16"}, "dtype"),
         ({"model": "m", "device": "tpu"}, "device"),
+        ({"model": "m", "task": "rank"}, "task must be one of generate, classify, classify-tokens, embed"),
+        ({"model": "m", "task": None}, "task"),
         ({"model": "m", "step_deadline_s": 0}, "step_deadline_s"),
         ({"model": "m", "step_deadline_s": "5"}, "step_deadline_s must be a finite number"),
         ({"model": "m", "step_deadline_s": None}, "step_deadline_s"),
@@ -67,6 +93,25 @@ def test_configs_are_frozen() -> None:
         ({"model": "m", "max_migrations": True}, "max_migrations"),
         ({"model": "m", "max_migrations": 1.5}, "max_migrations"),
         ({"model": "m", "max_migrations": -1}, "max_migrations"),
+        ({"models": []}, "models must be a list of one model or more"),
+        ({"models": {"model": "m"}}, "models must be a list"),
+        ({"models": "m"}, "models must be a list"),
+        ({"models": None}, "models must be a list"),
+        ({"models": ["m"]}, r"models\[0\] must be a mapping"),
+        ({"models": [{"model": "m"}, None]}, r"models\[1\] must be a mapping"),
+        ({"models": [{"model": "m"}, {}]}, r"models\[1\]\.model \(a checkpoint directory\) is missing"),
+        ({"models": [{"model": "m"}, {"model": "n", "tp": 0}]}, r"models\[1\]\.tp must be a whole number"),
+        ({"models": [{"model": "m", "tpp": 2, "x": 1}]}, r"models\[0\]\.tpp, models\[0\]\.x;"),
+        ({"models": [{"model": "m", "num_ingresses": 2}]}, r"models\[0\]\.num_ingresses"),
+        ({"models": [{"model": "m", "name": "x"}]}, r"models\[0\]\.name"),
+        ({"models": [{"model": "m", "min_replicas": 2}]}, r"models\[0\]\.max_replicas"),
+        (
+            {"models": [{"model": "a/m"}, {"model": "x"}, {"model": "b/m"}]},
+            r"models\[0\] and models\[2\] are both named 'm'",
+        ),
+        ({"models": [{"model": "m"}], "model": "n", "tp": 2}, r"\['model', 'tp'\] beside `models`"),
+        ({"models": [{"model": "m"}], "num_ingress": 2}, r"\['num_ingress'\]; known are .*'num_ingresses'"),
+        ({"models": [{"model": "m"}], "num_ingresses": 0}, "num_ingresses"),
     ],
 )
 def test_refusal_names_the_setting(raw: dict[str, Any], named: str) -> None:
@@ -85,4 +130,4 @@ def test_whole_numbers_do_where_a_fraction_may_stand() -> None:
     config = ClusterConfig.from_mapping(
         {"model": "m", "step_deadline_s": 5, "request_timeout_s": 60, "max_migrations": 0}
     )
-    assert (config.engine.step_deadline_s, config.request_timeout_s, config.max_migrations) == (5, 60, 0)
+    assert (config.models[0].engine.step_deadline_s, config.request_timeout_s, config.max_migrations) == (5, 60, 0)

@@ -3,15 +3,22 @@
 import json
 import re
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
+from support.checkpoints import edit_json
+from support.hollow import byte_tokenizer, write_hollow
 
 from glm_cluster import preflight
 from glm_cluster.config import DeviceName, EngineConfig
 from glm_cluster.errors import CheckpointError, ConfigError
+from glm_cluster.model.checkpoint import INDEX_FILE, SINGLE_FILE
 from glm_cluster.model.config import GlmConfig
 from glm_cluster.preflight import (
     GIB,
@@ -23,6 +30,7 @@ from glm_cluster.preflight import (
     choose_device,
     rank_bytes,
 )
+from glm_cluster.records import Task
 
 CARD = Gpu("0", "H100", free_bytes=70 * GIB, total_bytes=80 * GIB)
 BUSY = Gpu("1", "H100", free_bytes=5 * GIB, total_bytes=80 * GIB)
@@ -43,11 +51,8 @@ def free() -> int:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """Just enough of one: 8 attention heads, 2 KV heads, and a weights file of a stated size."""
-    config = {"model_type": "glm", "num_attention_heads": 8, "num_key_value_heads": 2, "torch_dtype": "bfloat16"}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "model.safetensors").write_bytes(b"\0" * 4096)
-    return tmp_path
+    """8 attention heads, 2 KV heads."""
+    return write_hollow(tmp_path / "checkpoint")
 
 
 def test_free_ports_pass(free: int) -> None:
@@ -93,7 +98,12 @@ def test_impossible_tp_names_the_legal_sizes(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize(
     ("missing", "sentence"),
-    [("model.safetensors", r"no \*\.safetensors"), ("config.json", "config.json"), ("", "no such directory")],
+    [
+        ("model.safetensors", "only safetensors are read"),
+        ("config.json", "config.json"),
+        ("tokenizer.json", "a checkpoint needs one of them"),
+        ("", "no such directory"),
+    ],
 )
 def test_incomplete_checkpoint_is_refused(missing: str, sentence: str, checkpoint: Path) -> None:
     if missing:
@@ -103,13 +113,130 @@ def test_incomplete_checkpoint_is_refused(missing: str, sentence: str, checkpoin
         check_checkpoint(EngineConfig(model=str(directory)))
 
 
+def test_checkpoint_is_checked_without_torch(checkpoint: Path) -> None:
+    """The command line says no within a blink, and Ray's processes are started without torch behind them."""
+    program = (
+        "import sys; from glm_cluster.config import EngineConfig; from glm_cluster.preflight import check_checkpoint; "
+        f"check_checkpoint(EngineConfig(model={str(checkpoint)!r})); print('torch' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
+
+
+def _index(directory: Path, **places: str) -> None:
+    """Give the checkpoint an index that places every tensor in the single file, but for `places`."""
+    weight_map = dict.fromkeys(load_file(directory / SINGLE_FILE), SINGLE_FILE) | places
+    (directory / INDEX_FILE).write_text(json.dumps({"weight_map": weight_map}))
+
+
+def test_shard_that_the_index_names_must_be_there(checkpoint: Path) -> None:
+    _index(checkpoint)
+    check_checkpoint(EngineConfig(model=str(checkpoint)))
+    _index(checkpoint, **{"lm_head.weight": "model-00002-of-00002.safetensors"})
+    with pytest.raises(CheckpointError, match=r"index\.json names 'model-00002-of-00002.safetensors', which does not"):
+        check_checkpoint(EngineConfig(model=str(checkpoint)))
+
+
+def test_truncated_weights_are_seen_before_they_are_loaded(checkpoint: Path) -> None:
+    path = checkpoint / SINGLE_FILE
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not a whole safetensors file"):
+        check_checkpoint(EngineConfig(model=str(checkpoint)))
+
+
+def test_tensor_of_another_shape_is_named(checkpoint: Path) -> None:
+    edit_json(checkpoint / "config.json", vocab_size=265)
+    with pytest.raises(
+        CheckpointError, match=r"'model.embed_tokens.weight' has shape \[264, 16\], the config wants \[265, 16\]"
+    ):
+        check_checkpoint(EngineConfig(model=str(checkpoint)))
+
+
+@pytest.mark.parametrize("task", ["classify", "classify-tokens"])
+def test_a_classifier_needs_its_head(task: Task, checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"'score.*missing"):
+        check_checkpoint(EngineConfig(model=str(checkpoint)), task=task)
+    check_checkpoint(EngineConfig(model=str(write_hollow(tmp_path / task, task=task))), task=task)
+
+
+def test_a_classifier_does_not_generate_but_embeds(tmp_path: Path) -> None:
+    engine = EngineConfig(model=str(write_hollow(tmp_path, task="classify")))
+    check_checkpoint(engine, task="embed")
+    with pytest.raises(CheckpointError, match=r"'lm_head\.weight' is missing"):
+        check_checkpoint(engine)
+
+
+def test_glm4_layout_passes(tmp_path: Path) -> None:
+    directory = write_hollow(tmp_path, model_type="glm4")
+    assert "model.layers.0.post_mlp_layernorm.weight" in load_file(directory / SINGLE_FILE)
+    assert check_checkpoint(EngineConfig(model=str(directory), tp=2)).model_type == "glm4"
+
+
+def test_chatglm_layout_passes(checkpoint: Path) -> None:
+    """THUDM's own files: other keys, other names, q k v in one tensor."""
+    c = GlmConfig.from_directory(checkpoint)
+    raw = {
+        "model_type": "chatglm",
+        "padded_vocab_size": c.vocab_size,
+        "hidden_size": c.hidden_size,
+        "ffn_hidden_size": c.intermediate_size,
+        "num_layers": c.num_hidden_layers,
+        "num_attention_heads": c.num_attention_heads,
+        "multi_query_attention": True,
+        "multi_query_group_num": c.num_key_value_heads,
+        "kv_channels": c.head_dim,
+        "seq_length": 512,
+        "add_qkv_bias": True,
+        "pad_token_id": 256,
+        "eos_token_id": [256, 257],
+        "torch_dtype": "float32",
+    }
+    (checkpoint / "config.json").write_text(json.dumps(raw))
+    layer, stored = "transformer.encoder.layers.0.", load_file(checkpoint / SINGLE_FILE)
+    fused = {"weight": (48, 16), "bias": (48,)}
+    tensors = {
+        "transformer.embedding.word_embeddings.weight": stored["model.embed_tokens.weight"],
+        "transformer.encoder.final_layernorm.weight": stored["model.norm.weight"],
+        "transformer.output_layer.weight": stored["lm_head.weight"],
+        f"{layer}input_layernorm.weight": stored["model.norm.weight"],
+        f"{layer}post_attention_layernorm.weight": stored["model.norm.weight"],
+        f"{layer}self_attention.dense.weight": stored["model.layers.0.self_attn.o_proj.weight"],
+        f"{layer}mlp.dense_h_to_4h.weight": stored["model.layers.0.mlp.gate_up_proj.weight"],
+        f"{layer}mlp.dense_4h_to_h.weight": stored["model.layers.0.mlp.down_proj.weight"],
+        **{f"{layer}self_attention.query_key_value.{k}": np.zeros(s, np.float32) for k, s in fused.items()},
+    }
+    save_file(tensors, checkpoint / SINGLE_FILE)
+    assert check_checkpoint(EngineConfig(model=str(checkpoint), tp=2)).model_type == "glm"
+    save_file({n: t for n, t in tensors.items() if not n.endswith("value.bias")}, checkpoint / SINGLE_FILE)
+    with pytest.raises(CheckpointError, match=r"k_proj\.bias' is missing"):
+        check_checkpoint(EngineConfig(model=str(checkpoint)))
+
+
 @pytest.mark.parametrize(
-    ("tp", "dtype", "weights"),
-    [(1, "auto", 4096), (2, "auto", 2048), (1, "float32", 8192), (4, "bfloat16", 1024)],
+    ("num_controls", "sentence"),
+    [(9, "token with id 264, but the model's vocabulary has 264 rows"), (1, "no token with id 257")],
 )
-def test_rank_needs_its_share_in_the_dtype_it_runs(tp: int, dtype: str, weights: int, checkpoint: Path) -> None:
+def test_another_models_tokenizer_is_refused(num_controls: int, sentence: str, checkpoint: Path) -> None:
+    """Seen by ids only: a tokenizer of the same size with its words at other ids looks the same."""
+    (checkpoint / "tokenizer.json").write_text(json.dumps(byte_tokenizer(num_controls)))
+    with pytest.raises(CheckpointError, match=sentence):
+        check_checkpoint(EngineConfig(model=str(checkpoint)))
+
+
+def test_padding_by_a_row_from_the_end_names_no_token(checkpoint: Path) -> None:
+    """HF allows -1; the row it means is among those that no token has."""
+    edit_json(checkpoint / "config.json", pad_token_id=-1)
+    check_checkpoint(EngineConfig(model=str(checkpoint)))
+
+
+@pytest.mark.parametrize(
+    ("tp", "dtype", "share"),
+    [(1, "auto", 1.0), (2, "auto", 0.5), (1, "bfloat16", 0.5), (4, "float32", 0.25)],
+)
+def test_rank_needs_its_share_in_the_dtype_it_runs(tp: int, dtype: str, share: float, checkpoint: Path) -> None:
     engine = EngineConfig.from_mapping({"model": str(checkpoint), "tp": tp, "dtype": dtype})
-    assert rank_bytes(engine, GlmConfig.from_directory(checkpoint)) == weights + 2 * GIB
+    weights = (checkpoint / SINGLE_FILE).stat().st_size
+    assert rank_bytes(engine, GlmConfig.from_directory(checkpoint)) == int(weights * share) + 2 * GIB
 
 
 def test_room_on_enough_gpus_passes() -> None:

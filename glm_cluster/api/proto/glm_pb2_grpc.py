@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class GlmStub(object):
-    """Text generation with the served GLM model.
+    """The served GLM models: some generate text, others answer a prompt with numbers.
     """
 
     def __init__(self, channel):
@@ -50,6 +50,21 @@ class GlmStub(object):
                 request_serializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.GenerateChunk.FromString,
                 _registered_method=True)
+        self.Classify = channel.unary_unary(
+                '/glm_cluster.v1.Glm/Classify',
+                request_serializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.ClassifyRequest.SerializeToString,
+                response_deserializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.ClassifyResponse.FromString,
+                _registered_method=True)
+        self.ClassifyTokens = channel.unary_unary(
+                '/glm_cluster.v1.Glm/ClassifyTokens',
+                request_serializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.ClassifyTokensRequest.SerializeToString,
+                response_deserializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.ClassifyTokensResponse.FromString,
+                _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/glm_cluster.v1.Glm/Embed',
+                request_serializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.EmbedResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/glm_cluster.v1.Glm/ListModels',
                 request_serializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.ListModelsRequest.SerializeToString,
@@ -58,7 +73,7 @@ class GlmStub(object):
 
 
 class GlmServicer(object):
-    """Text generation with the served GLM model.
+    """The served GLM models: some generate text, others answer a prompt with numbers.
     """
 
     def Chat(self, request, context):
@@ -77,6 +92,27 @@ class GlmServicer(object):
 
     def Generate(self, request, context):
         """Continues a text or a list of token ids, token by token, with no template around it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Classify(self, request, context):
+        """Gives each input the labels of a classifier with their scores.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ClassifyTokens(self, request, context):
+        """Gives each token of each input the labels of a token classifier with their scores.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Embed(self, request, context):
+        """Gives each input a vector. Many inputs make a message beyond gRPC's usual 4 MiB: let the client receive more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -107,6 +143,21 @@ def add_GlmServicer_to_server(servicer, server):
                     request_deserializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.GenerateRequest.FromString,
                     response_serializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.GenerateChunk.SerializeToString,
             ),
+            'Classify': grpc.unary_unary_rpc_method_handler(
+                    servicer.Classify,
+                    request_deserializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.ClassifyRequest.FromString,
+                    response_serializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.ClassifyResponse.SerializeToString,
+            ),
+            'ClassifyTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClassifyTokens,
+                    request_deserializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.ClassifyTokensRequest.FromString,
+                    response_serializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.ClassifyTokensResponse.SerializeToString,
+            ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.EmbedRequest.FromString,
+                    response_serializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.EmbedResponse.SerializeToString,
+            ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
                     request_deserializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.ListModelsRequest.FromString,
@@ -121,7 +172,7 @@ def add_GlmServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Glm(object):
-    """Text generation with the served GLM model.
+    """The served GLM models: some generate text, others answer a prompt with numbers.
     """
 
     @staticmethod
@@ -195,6 +246,87 @@ class Glm(object):
             '/glm_cluster.v1.Glm/Generate',
             glm__cluster_dot_api_dot_proto_dot_glm__pb2.GenerateRequest.SerializeToString,
             glm__cluster_dot_api_dot_proto_dot_glm__pb2.GenerateChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Classify(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/glm_cluster.v1.Glm/Classify',
+            glm__cluster_dot_api_dot_proto_dot_glm__pb2.ClassifyRequest.SerializeToString,
+            glm__cluster_dot_api_dot_proto_dot_glm__pb2.ClassifyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClassifyTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/glm_cluster.v1.Glm/ClassifyTokens',
+            glm__cluster_dot_api_dot_proto_dot_glm__pb2.ClassifyTokensRequest.SerializeToString,
+            glm__cluster_dot_api_dot_proto_dot_glm__pb2.ClassifyTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/glm_cluster.v1.Glm/Embed',
+            glm__cluster_dot_api_dot_proto_dot_glm__pb2.EmbedRequest.SerializeToString,
+            glm__cluster_dot_api_dot_proto_dot_glm__pb2.EmbedResponse.FromString,
             options,
             channel_credentials,
             insecure,

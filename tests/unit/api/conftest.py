@@ -1,11 +1,12 @@
-"""A service over an arithmetic engine: token i of an answer is a function of the prompt and i alone."""
+"""A service over arithmetic engines: what they answer is a function of the prompt alone."""
 
 import asyncio
 import contextlib
 import inspect
 import json
+import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import grpc
@@ -16,16 +17,18 @@ from grpc_health.v1 import health_pb2_grpc
 from glm_cluster.api.grpc import GlmGrpc
 from glm_cluster.api.http import build_http_app
 from glm_cluster.api.proto import glm_pb2_grpc
-from glm_cluster.api.service import Service
+from glm_cluster.api.service import ServedModel, Service
 from glm_cluster.api.window import EncodeWindow
 from glm_cluster.errors import GlmError
 from glm_cluster.metrics import Metric, NoMeters
-from glm_cluster.records import GenerationRequest, ModelInfo, TokenEvent
+from glm_cluster.records import Encoded, EncodeRequest, GenerationRequest, ModelInfo, TokenEvent
 from glm_cluster.text.chat import ChatTemplate
 from glm_cluster.text.tokenizer import Tokenizer
 
 EOS = 256
+BEGIN = 257
 VOCAB = 260
+LABELS = ("a", "b", "c")
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"
 )
@@ -71,6 +74,56 @@ class Echo:
         return prompt[-1 - index % len(prompt)]
 
 
+@dataclass
+class Count:
+    """An encoder whose row for a token says how often each of `letters` stands in the prompt up to that token.
+
+    `failures` holds the errors of prompts that have such an id in them. `hold` keeps all inside until it is set.
+    """
+
+    letters: str = "abc"
+    failures: dict[int, BaseException] = field(default_factory=dict)
+    hold: asyncio.Event | None = None
+    open: int = 0
+    most_open: int = 0
+    cancelled: int = 0
+    seen: list[EncodeRequest] = field(default_factory=list)
+    rows_instead: list[list[float]] | None = None
+
+    async def encode(self, request: EncodeRequest) -> Encoded:
+        self.seen.append(request)
+        self.open += 1
+        self.most_open = max(self.most_open, self.open)
+        try:
+            await asyncio.sleep(0)
+            for id, error in self.failures.items():
+                if id in request.prompt:
+                    raise error
+            if self.hold is not None:
+                await self.hold.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.open -= 1
+        rows = self.rows_instead or self.rows(request)
+        values = b"".join(struct.pack(f"<{len(row)}f", *row) for row in rows)
+        return Encoded(len(rows), len(rows[0]), values, num_cached_tokens=len(request.prompt) // 2)
+
+    def rows(self, request: EncodeRequest) -> list[list[float]]:
+        prompt = request.prompt
+        counts = [
+            [float(prompt[: end + 1].count(ord(letter))) for letter in self.letters] for end in range(len(prompt))
+        ]
+        match request.pooling:
+            case "tokens":
+                return counts
+            case "last":
+                return counts[-1:]
+            case "mean":
+                return [[sum(column) / len(counts) for column in zip(*counts, strict=True)]]
+
+
 class Tally(NoMeters):
     """Keeps what was counted and observed."""
 
@@ -94,23 +147,39 @@ def byte_characters() -> list[str]:
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
+FRAME = {EOS: "<|end|>", BEGIN: "<|begin|>"}
+
+
+def _special(content: str) -> dict[str, object]:
+    return {"SpecialToken": {"id": content, "type_id": 0}}
+
+
 @pytest.fixture(scope="session")
 def byte_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer whose id for a byte is that byte, and a template that can be read."""
+    """A tokenizer whose id for a byte is that byte, put between two control tokens, and a template to be read."""
     path = tmp_path_factory.mktemp("bytes")
     content = {
         "version": "1.0",
         "added_tokens": [
             {
-                "id": EOS,
-                "content": "<|end|>",
+                "id": id,
+                "content": content,
                 "special": True,
                 "single_word": False,
                 "lstrip": False,
                 "rstrip": False,
                 "normalized": False,
             }
+            for id, content in FRAME.items()
         ],
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [_special("<|begin|>"), {"Sequence": {"id": "A", "type_id": 0}}, _special("<|end|>")],
+            "pair": [],
+            "special_tokens": {
+                content: {"id": content, "ids": [id], "tokens": [content]} for id, content in FRAME.items()
+            },
+        },
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "model": {"type": "BPE", "vocab": {c: i for i, c in enumerate(byte_characters())}, "merges": []},
@@ -131,18 +200,57 @@ def tally() -> Tally:
 
 
 @pytest.fixture
-async def service(byte_checkpoint: Path, echo: Echo, tally: Tally) -> AsyncIterator[Service]:
+def counter() -> Count:
+    return Count()
+
+
+def classifier(name: str, task: str, labels: tuple[str, ...], problem_type: str | None) -> ModelInfo:
+    return ModelInfo(
+        name=name,
+        vocab_size=VOCAB,
+        max_model_len=50,
+        eos_token_ids=(EOS,),
+        task=task,
+        labels=labels,
+        problem_type=problem_type,
+    )
+
+
+INFOS = (
+    classifier("single", "classify", LABELS, None),
+    classifier("multi", "classify", LABELS, "multi_label_classification"),
+    classifier("value", "classify", LABELS[:1], None),
+    classifier("values", "classify", LABELS, "regression"),
+    classifier("tagger", "classify-tokens", LABELS, None),
+    classifier("multi-tagger", "classify-tokens", LABELS, "multi_label_classification"),
+    classifier("mapper", "embed", (), None),
+)
+
+
+@pytest.fixture
+async def service(byte_checkpoint: Path, echo: Echo, counter: Count, tally: Tally) -> AsyncIterator[Service]:
+    """A model that generates, `tiny`, and one of every other kind."""
     tokenizer = Tokenizer.from_directory(byte_checkpoint)
-    encoder = EncodeWindow(tokenizer, tally)
-    yield Service(
+    window = EncodeWindow(tokenizer, tally)
+    tiny = ServedModel(
         info=ModelInfo(name="tiny", vocab_size=VOCAB, max_model_len=100, eos_token_ids=(EOS,)),
         tokenizer=tokenizer,
         template=ChatTemplate.from_directory(byte_checkpoint, tokenizer),
+        window=window,
         generator=echo,
-        encoder=encoder,
-        meters=tally,
     )
-    encoder.close()
+    others = [
+        ServedModel(
+            info=info,
+            tokenizer=tokenizer,
+            template=None,
+            window=window,
+            encoder=replace(counter, letters="a") if info.name == "value" else counter,
+        )
+        for info in INFOS
+    ]
+    yield Service(models=[tiny, *others], meters=tally)
+    window.close()
 
 
 @pytest.fixture

@@ -103,9 +103,31 @@ async def test_a_client_that_leaves_is_cancelled_down_to_the_engine(stub, echo, 
     assert echo.closed_early == 1
 
 
+async def test_a_client_that_leaves_takes_all_its_inputs_with_it(stub, counter):
+    counter.hold = asyncio.Event()
+    call = stub.Embed(glm_pb2.EmbedRequest(model="mapper", input=[{"text": "a"}, {"text": "b"}]))
+    sending = asyncio.ensure_future(call.code())
+    async with asyncio.timeout(5):
+        while counter.open < 2:
+            await asyncio.sleep(0.005)
+        call.cancel()
+        while counter.open:
+            await asyncio.sleep(0.005)
+    assert (counter.cancelled, await sending) == (2, grpc.StatusCode.CANCELLED)
+
+
 async def test_models_are_listed(stub):
     models = (await stub.ListModels(glm_pb2.ListModelsRequest())).models
-    assert [(model.id, model.max_model_len) for model in models] == [("tiny", 100)]
+    assert [(model.id, model.max_model_len, model.task, tuple(model.labels)) for model in models] == [
+        ("tiny", 100, glm_pb2.TASK_GENERATE, ()),
+        ("single", 50, glm_pb2.TASK_CLASSIFY, ("a", "b", "c")),
+        ("multi", 50, glm_pb2.TASK_CLASSIFY, ("a", "b", "c")),
+        ("value", 50, glm_pb2.TASK_CLASSIFY, ("a",)),
+        ("values", 50, glm_pb2.TASK_CLASSIFY, ("a", "b", "c")),
+        ("tagger", 50, glm_pb2.TASK_CLASSIFY_TOKENS, ("a", "b", "c")),
+        ("multi-tagger", 50, glm_pb2.TASK_CLASSIFY_TOKENS, ("a", "b", "c")),
+        ("mapper", 50, glm_pb2.TASK_EMBED, ()),
+    ]
 
 
 async def test_health_follows_readiness(channel, is_ready):

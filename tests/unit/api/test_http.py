@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import socket
 
 import httpx
@@ -201,6 +202,14 @@ async def test_unknown_routes_and_wrong_methods_have_openais_shape(http):
         assert set(response.json()["error"]) == {"message", "type", "param", "code"}
 
 
+async def test_an_unknown_route_is_told_of_all_there_are(http):
+    message = (await http.get("/v1/embedding")).json()["error"]["message"]
+    routes = re.findall(r"(GET|POST) (/v1/[a-z_/]+)", message)
+    assert len(routes) == 6
+    for method, path in routes:
+        assert (await http.request(method, path, content=b"{}")).status_code == (200 if method == "GET" else 400)
+
+
 async def test_health_follows_readiness(http, is_ready):
     assert (await http.get("/health")).json() == {"status": "ok"}
     is_ready["now"] = False
@@ -210,7 +219,17 @@ async def test_health_follows_readiness(http, is_ready):
 async def test_models_are_listed(http):
     body = (await http.get("/v1/models")).json()
     assert body["object"] == "list"
-    assert [(model["id"], model["object"]) for model in body["data"]] == [("tiny", "model")]
+    assert {model["object"] for model in body["data"]} == {"model"}
+    assert [(model["id"], model["task"], model["max_model_len"], model.get("labels")) for model in body["data"]] == [
+        ("tiny", "generate", 100, None),
+        ("single", "classify", 50, ["a", "b", "c"]),
+        ("multi", "classify", 50, ["a", "b", "c"]),
+        ("value", "classify", 50, ["a"]),
+        ("values", "classify", 50, ["a", "b", "c"]),
+        ("tagger", "classify-tokens", 50, ["a", "b", "c"]),
+        ("multi-tagger", "classify-tokens", 50, ["a", "b", "c"]),
+        ("mapper", "embed", 50, None),
+    ]
 
 
 async def test_an_overloaded_cluster_says_when_to_come_back(http, echo, monkeypatch):
@@ -269,6 +288,26 @@ async def test_a_client_that_leaves_is_cancelled_down_to_the_engine(url, echo, t
     await until(lambda: any(tags.get("status") == "cancelled" for _, _, tags in tally.counted))
 
 
+ENCODING_ROUTES = [
+    ("/v1/embeddings", {"model": "mapper", "input": ["a", "b"]}),
+    ("/v1/classify", {"model": "single", "input": ["a", "b"]}),
+    ("/v1/classify_tokens", {"model": "tagger", "input": ["a", "b"]}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), ENCODING_ROUTES)
+async def test_a_client_that_leaves_takes_all_its_inputs_with_it(url, counter, tally, path, body):
+    counter.hold = asyncio.Event()
+    async with httpx.AsyncClient(base_url=url) as client:
+        sending = asyncio.create_task(client.post(path, json=body))
+        await until(lambda: counter.open == 2)
+        sending.cancel()
+        await asyncio.wait([sending])
+        await until(lambda: counter.open == 0)
+    assert counter.cancelled == 2
+    await until(lambda: any(tags.get("status") == "cancelled" for _, _, tags in tally.counted))
+
+
 async def test_events_leave_as_they_come(url, echo):
     echo.pause_s = 0.02
     arrivals = []
@@ -285,7 +324,7 @@ async def test_events_leave_as_they_come(url, echo):
 
 async def test_the_official_client_understands_us(url):
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
-        assert [model.id async for model in client.models.list()] == ["tiny"]
+        assert [model.id async for model in client.models.list()][:2] == ["tiny", "single"]
         messages = [{"role": "user", "content": "hello!"}]
         answer = await client.chat.completions.create(model="tiny", messages=messages, max_tokens=20)
         stream = await client.chat.completions.create(
@@ -301,3 +340,23 @@ async def test_the_official_client_understands_us(url):
         assert caught.value.param == "n"
         with pytest.raises(openai.NotFoundError):
             await client.completions.create(model="huge", prompt="a")
+
+
+async def test_the_official_client_reads_our_embeddings(url, counter):
+    """It asks for base64 unless told otherwise, and decodes it."""
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        coded = await client.embeddings.create(model="mapper", input=["aab", "c"])
+        plain = await client.embeddings.create(model="mapper", input=["aab", "c"], encoding_format="float")
+        assert [item.index for item in coded.data] == [0, 1]
+        assert coded.data[0].embedding == pytest.approx([2 / 5**0.5, 1 / 5**0.5, 0])
+        assert [item.embedding for item in coded.data] == [item.embedding for item in plain.data]
+        assert (coded.usage.prompt_tokens, coded.usage.total_tokens) == (8, 8)
+        openai.types.CreateEmbeddingResponse.model_validate(plain.to_dict(), strict=True)
+        pooled = await client.embeddings.create(
+            model="mapper", input=[[97], [97, 98]], extra_body={"pooling": "mean", "normalize": False}
+        )
+        assert [item.embedding for item in pooled.data] == [[1, 0, 0], [1, 0.5, 0]]
+        for fields in ({"dimensions": 2}, {"user": "me"}):
+            with pytest.raises(openai.BadRequestError) as caught:
+                await client.embeddings.create(model="mapper", input="a", **fields)
+            assert caught.value.param in fields

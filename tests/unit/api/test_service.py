@@ -4,12 +4,13 @@ import asyncio
 import threading
 import time
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 
 from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest
-from glm_cluster.api.service import collect
-from glm_cluster.errors import InternalError, InvalidRequest, ModelNotFound
+from glm_cluster.api.service import Service, collect
+from glm_cluster.errors import ConfigError, InternalError, InvalidRequest, ModelNotFound
 from glm_cluster.records import TokenEvent
 
 
@@ -98,8 +99,53 @@ async def test_what_can_never_fit_is_refused_with_the_numbers(service, fields, w
 
 
 async def test_another_model_is_not_found(service):
-    with pytest.raises(ModelNotFound, match="'tiny'"):
+    with pytest.raises(ModelNotFound, match=r"'tiny', 'single', .*'mapper'"):
         await service.prepare_completion("r", completion("a", model="huge"))
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [("single", "POST /v1/classify "), ("tagger", "/v1/classify_tokens "), ("mapper", "/v1/embeddings ")],
+)
+async def test_a_model_of_another_task_is_refused_with_the_way_to_ask_it(service, name, way):
+    with pytest.raises(InvalidRequest, match=way) as caught:
+        await service.prepare_completion("r", completion("a", model=name))
+    assert caught.value.param == "model"
+
+
+async def test_a_model_without_a_template_answers_no_conversations(service, monkeypatch):
+    monkeypatch.setitem(service._models, "tiny", replace(service.model("tiny", "generate"), template=None))
+    request = ChatCompletionRequest.parse({"model": "tiny", "messages": [{"role": "user", "content": "a"}]})
+    with pytest.raises(InvalidRequest, match="/v1/completions"):
+        await service.prepare_chat("r", request)
+    assert (await whole(service, completion("a", max_tokens=1))).text == "a"
+
+
+async def test_models_of_one_name_are_refused(service, tally):
+    tiny = service.model("tiny", "generate")
+    for models in ([], [tiny, tiny]):
+        with pytest.raises(ConfigError, match="different names"):
+            Service(models=models, meters=tally)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"task": "embed"}, "nothing runs its task 'embed'"),
+        ({"task": "classify"}, "nothing runs its task 'classify'"),
+    ],
+)
+async def test_a_model_that_nothing_runs_is_refused(service, changes, words):
+    tiny = service.model("tiny", "generate")
+    with pytest.raises(ConfigError, match=words):
+        replace(tiny, info=replace(tiny.info, **changes))
+
+
+@pytest.mark.parametrize(("labels", "words"), [((), "needs labels"), (("a", "b", "a"), r"\['a'\] stand twice")])
+async def test_labels_must_tell_classes_apart(service, labels, words):
+    single = service.model("single", "classify")
+    with pytest.raises(ConfigError, match=words):
+        replace(single, info=replace(single.info, labels=labels))
 
 
 async def test_closing_the_stream_closes_the_engines(service, echo):
@@ -140,14 +186,15 @@ async def test_the_loop_is_free_while_a_prompt_is_tokenised(service, monkeypatch
             turns += 1
 
     threads = set()
-    original = service._tokenizer.encode_batch
+    tokenizer = service.model("tiny", "generate").tokenizer
+    original = tokenizer.encode_batch
 
     def slow(texts):
         threads.add(threading.current_thread())
         time.sleep(0.05)
         return original(texts)
 
-    monkeypatch.setattr(service._tokenizer, "encode_batch", slow)
+    monkeypatch.setattr(tokenizer, "encode_batch", slow)
     turning = asyncio.create_task(turn())
     await service.prepare_completion("r", completion("a"))
     turning.cancel()
@@ -159,7 +206,8 @@ async def test_the_loop_is_free_while_a_prompt_is_tokenised(service, monkeypatch
 async def test_long_conversations_are_worked_through_off_the_loop(http, service, monkeypatch, length, elsewhere):
     """Parsing and rendering megabytes on the event loop once held every stream up for seconds."""
     parsing, rendering = [], []
-    parse, render = ChatCompletionRequest.parse, service._template.render
+    template = service.model("tiny", "generate").template
+    parse, render = ChatCompletionRequest.parse, template.render
 
     def parse_seen(raw):
         parsing.append(threading.current_thread())
@@ -170,7 +218,7 @@ async def test_long_conversations_are_worked_through_off_the_loop(http, service,
         return render(messages)
 
     monkeypatch.setattr(ChatCompletionRequest, "parse", parse_seen)
-    monkeypatch.setattr(service._template, "render", render_seen)
+    monkeypatch.setattr(template, "render", render_seen)
     body = {"model": "tiny", "messages": [{"role": "user", "content": "a" * length}]}
     await http.post("/v1/chat/completions", json=body)
     for [thread] in (parsing, rendering):

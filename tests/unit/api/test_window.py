@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from glm_cluster.api.window import EncodeWindow
+from glm_cluster.api.window import LOOP_BYTES, EncodeWindow
 from glm_cluster.metrics import NoMeters
 
 
@@ -111,3 +111,48 @@ async def test_batch_sizes_are_reported(tokenizer, tally):
     await asyncio.gather(*map(window.encode, "abc"))
     assert tally.observed == [("glm_encode_batch_size", 3)]
     window.close()
+
+
+async def test_a_short_reply_is_made_at_once_and_here(window):
+    threads = set()
+
+    def items():
+        for number in range(10):
+            threads.add(threading.current_thread())
+            yield number
+
+    assert await window.drain(items(), lambda number: 100) == list(range(10))
+    assert threads == {threading.main_thread()}
+
+
+async def test_a_long_reply_is_made_in_slices_elsewhere(window, tokenizer):
+    """Prompts are tokenised between the slices: a reply that takes seconds does not hold them up."""
+    threads, made = [], 0
+
+    def items():
+        nonlocal made
+        for number in range(100):
+            threads.append(threading.current_thread())
+            made += 1
+            yield number
+
+    draining = asyncio.create_task(window.drain(items(), lambda number: LOOP_BYTES))
+    await window.encode("between")
+    assert made < 100
+    assert await draining == list(range(100))
+    assert threads[0] is threading.main_thread()
+    assert threading.main_thread() not in threads[2:]
+
+
+async def test_nothing_to_drain(window):
+    assert await window.drain(iter(()), len) == []
+
+
+async def test_an_error_while_draining_goes_on_up(window):
+    def items():
+        yield b"a" * LOOP_BYTES
+        yield b"a" * LOOP_BYTES
+        raise ValueError("poison")
+
+    with pytest.raises(ValueError, match="poison"):
+        await window.drain(items(), len)

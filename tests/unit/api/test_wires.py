@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -217,7 +218,8 @@ async def test_the_line_break_after_the_role_is_not_shown(
 ):
     """GLM-4's prompt ends in a control token and the model itself goes to the next line; ChatML's prompt does that."""
     tokenizer = Tokenizer.from_directory(byte_checkpoint)
-    monkeypatch.setattr(service, "_template", ChatTemplate(template, tokenizer.special_ids, {}))
+    tiny = replace(service.model("tiny", "generate"), template=ChatTemplate(template, tokenizer.special_ids, {}))
+    monkeypatch.setitem(service._models, "tiny", tiny)
     ids = (*b"\n\nb!", EOS)
 
     async def generate(request):

@@ -2,14 +2,19 @@
 
 import pytest
 
-from glm_cluster.config import ClusterConfig
+from glm_cluster.config import ClusterConfig, ModelConfig
 from glm_cluster.deploy.app import build_app, bundles, resolve_device, scale
 from glm_cluster.deploy.group import in_rank_order
 from glm_cluster.errors import ConfigError
 
 
-def config(**changes: object) -> ClusterConfig:
-    return ClusterConfig.from_mapping({"model": "/m", "cpus_per_rank": 1, "device": "cpu", **changes})
+def config(**changes: object) -> ModelConfig:
+    return ModelConfig.from_mapping({"model": "/m", "cpus_per_rank": 1, "device": "cpu", **changes})
+
+
+def devices(*models: dict[str, object]) -> list[str]:
+    cluster = ClusterConfig.from_mapping({"models": [{"model": f"/m{i}", **m} for i, m in enumerate(models)]})
+    return [model.engine.device for model in resolve_device(cluster).models]
 
 
 def test_the_first_bundle_has_room_for_the_replica_too():
@@ -22,8 +27,16 @@ def test_every_rank_gets_a_gpu_and_the_replica_none():
 
 
 def test_auto_is_the_cpu_where_there_is_no_cluster_with_gpus():
-    assert resolve_device(config(device="auto")).engine.device == "cpu"
-    assert resolve_device(config(device="cuda")).engine.device == "cuda"
+    assert devices({"device": "auto"}, {"device": "cuda"}) == ["cpu", "cuda"]
+
+
+@pytest.mark.parametrize(("gpus", "chosen"), [(2, "cpu"), (3, "cuda")])
+def test_auto_is_cuda_where_every_rank_that_may_have_one_gets_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, chosen: str
+):
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"GPU": gpus})
+    assert devices({"tp": 2}, {"device": "cpu", "tp": 8}, {}) == [chosen, "cpu", chosen]
 
 
 def test_a_fixed_number_of_replicas_is_not_scaled():
@@ -47,3 +60,13 @@ def test_settings_are_checked_before_anything_is_built():
 def test_the_application_is_built_without_reading_the_model():
     """Serve builds it on a machine that may not have the checkpoint."""
     assert build_app({"model": "/nowhere", "device": "cpu"})
+
+
+def test_two_models_may_not_be_deployed_under_one_name():
+    models = [{"model": "/m", "model_name": "a/b"}, {"model": "/n", "model_name": "a b"}]
+    with pytest.raises(ConfigError, match=r"models\[0\] and models\[1\] would both be deployed as GlmReplica-a-b"):
+        build_app({"models": models})
+
+
+def test_several_models_are_built_without_reading_any():
+    assert build_app({"models": [{"model": "/nowhere"}, {"model": "/elsewhere", "task": "embed"}]})

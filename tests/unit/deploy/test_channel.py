@@ -2,7 +2,7 @@
 
 from glm_cluster.deploy.channel import Ended, Orders, Receipt, Report, ReturnAddress, Seal, Submission, Tokens
 from glm_cluster.errors import InvalidRequest
-from glm_cluster.records import GenerationRequest, ReplicaLoad, SamplingParams, TokenEvent
+from glm_cluster.records import Encoded, EncodeRequest, GenerationRequest, ReplicaLoad, SamplingParams, TokenEvent
 
 
 def request(**given: object) -> GenerationRequest:
@@ -14,6 +14,7 @@ def test_orders_round_trip():
     submissions = (
         Submission(request(output=(3,), attempt=2), ReturnAddress("tcp://10.0.0.1:5", b"\x00key")),
         Submission(request(), None),
+        Submission(EncodeRequest(request_id="e", prompt=(1, 2), pooling="mean", attempt=3), None),
     )
     orders = Orders(tuple(s.pack() for s in submissions), (("r", 1), ("s", 0)))
     arrived = Orders.unpack(orders.pack())
@@ -32,7 +33,9 @@ def test_tokens_round_trip():
 
 def test_report_round_trip():
     load = ReplicaLoad(num_waiting=1, num_running=2, num_free_blocks=3, num_blocks=4)
-    report = Report(12, load, (Ended("r", 0, Receipt(5, "length")),), (1, 4))
+    encoded = Encoded(1, 2, b"\x00\xff\x80?abcd", 16)
+    ended = (Ended("r", 0, Receipt(5, "length")), Ended("e", 1, Receipt(0, "stop", encoded)))
+    report = Report(12, load, ended, (1, 4))
     assert Report.unpack(report.pack()) == report
 
 

@@ -51,6 +51,38 @@ def test_fixed_replicas_become_both_bounds(tmp_path: Path) -> None:
     assert (args["min_replicas"], args["max_replicas"]) == (3, 3)
 
 
+def several(*overrides: dict[str, object]) -> dict[str, Any]:
+    models = [{"model": "/m/glm"}, {"model": "/m/t", "model_name": "our/topics", "task": "classify"}]
+    application = {**PLAIN["applications"][0], "args": {"models": models}, "deployments": list(overrides)}
+    return {"applications": [application]}
+
+
+def test_overrides_address_the_deployment_of_one_of_several_models(tmp_path: Path) -> None:
+    raw = several(
+        {"name": "GlmReplica-our-topics", "autoscaling_config": {"max_replicas": 4}},
+        {"name": "GlmReplica-glm", "num_replicas": 2},
+        {"name": "GlmIngress", "num_replicas": 3},
+    )
+    args = read_serve_file(write(raw, tmp_path)).args
+    assert args == {
+        "models": [
+            {"model": "/m/glm", "min_replicas": 2, "max_replicas": 2},
+            {"model": "/m/t", "model_name": "our/topics", "task": "classify", "max_replicas": 4},
+        ],
+        "num_ingresses": 3,
+    }
+
+
+def test_several_models_need_no_overrides(tmp_path: Path) -> None:
+    raw = several()
+    assert read_serve_file(write(raw, tmp_path)).args == raw["applications"][0]["args"]
+
+
+def test_which_of_several_models_is_meant_must_be_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no GlmReplica here, only GlmIngress, GlmReplica-glm, GlmReplica-our-topics"):
+        read_serve_file(write(several({"name": "GlmReplica", "num_replicas": 2}), tmp_path))
+
+
 def deployments(**override: object) -> dict[str, Any]:
     return {"applications": [{**PLAIN["applications"][0], "deployments": [override]}]}
 
@@ -73,7 +105,11 @@ def deployments(**override: object) -> dict[str, Any]:
             deployments(name="GlmReplica", max_ongoing_requests=5),
             r"GlmReplica\.max_ongoing_requests cannot be honoured",
         ),
-        (deployments(name="Other", num_replicas=2), r"Other\.num_replicas cannot be honoured"),
+        (deployments(name="Other", num_replicas=2), "there is no Other here, only GlmIngress, GlmReplica"),
+        (
+            deployments(name="GlmReplica-m", num_replicas=2),
+            "there is no GlmReplica-m here, only GlmIngress, GlmReplica",
+        ),
     ],
 )
 def test_refusals_name_the_file_and_the_key(change: dict[str, Any], sentence: str, tmp_path: Path) -> None:

@@ -42,14 +42,14 @@ class Handle:
 
     def __init__(self, response: Any) -> None:
         self._response = response
-        self.generate = self.probe = self
+        self.run = self.probe = self
 
     def remote(self, *args: Submission) -> Any:
         return self._response
 
 
 def failed_with(cause: Exception) -> RayTaskError:
-    return RayTaskError("generate", "a traceback", cause)
+    return RayTaskError("run", "a traceback", cause)
 
 
 async def test_an_answer_is_passed_on():

@@ -1,6 +1,7 @@
 """The line between a replica and its rank 0: a courier at one end, an engine loop at the other, in one process.
 
-The engine is arithmetic: each step gives every request one token, the sum of its prompt + 10 * its index.
+The engine is arithmetic: each step gives every request one token, the sum of its prompt + 10 * its index. An encode
+request has one row of one number, which is its first byte: the sum of its prompt.
 """
 
 import asyncio
@@ -16,7 +17,14 @@ from glm_cluster.deploy.channel import Loss, Receipt, Report, ReturnAddress, Sea
 from glm_cluster.deploy.core import EngineLoop, Outlets
 from glm_cluster.deploy.courier import Courier
 from glm_cluster.errors import EngineUnavailable, InternalError, InvalidRequest, Overloaded
-from glm_cluster.records import GenerationRequest, ReplicaLoad, SamplingParams, TokenEvent
+from glm_cluster.records import (
+    Encoded,
+    EncodeRequest,
+    GenerationRequest,
+    ReplicaLoad,
+    SamplingParams,
+    TokenEvent,
+)
 
 LOCAL = "127.0.0.1"
 UNLUCKY = 13  # sum of a prompt that the engine has a defect for
@@ -30,21 +38,22 @@ class ArithmeticEngine:
     step_s: float = 0.0
     room: int = 1000  # requests it takes
     num_steps: int = 0
-    running: dict[tuple[str, int], list[GenerationRequest | int]] = field(default_factory=dict)
+    running: dict[tuple[str, int], list[GenerationRequest | EncodeRequest | int]] = field(default_factory=dict)
     cancelled: list[tuple[str, int]] = field(default_factory=list)
 
     @property
     def has_work(self) -> bool:
         return bool(self.running)
 
-    def add(self, request: GenerationRequest) -> None:
+    def add(self, request: GenerationRequest | EncodeRequest) -> None:
         if not request.prompt:
             raise InvalidRequest("the prompt is empty", param="prompt")
         if len(self.running) >= self.room:
             raise Overloaded("too many requests wait; try again later")
         if sum(request.prompt) == UNLUCKY:
             raise ZeroDivisionError("a defect")
-        self.running[request.request_id, request.attempt] = [request, len(request.output)]
+        output = request.output if isinstance(request, GenerationRequest) else ()
+        self.running[request.request_id, request.attempt] = [request, len(output)]
 
     def cancel(self, request_id: str, attempt: int) -> None:
         self.cancelled.append((request_id, attempt))
@@ -55,6 +64,11 @@ class ArithmeticEngine:
         self.num_steps += 1
         events = []
         for key, (request, index) in list(self.running.items()):
+            if isinstance(request, EncodeRequest):
+                row = Encoded(1, 1, bytes([sum(request.prompt), 0, 0, 0]), len(request.prompt))
+                events.append(TokenEvent(*key, 0, (), "stop", 0, row))
+                del self.running[key]
+                continue
             finish = "length" if index + 1 == request.sampling.max_tokens else None
             events.append(TokenEvent(*key, index, (sum(request.prompt) + 10 * index,), finish))
             self.running[key][1] = index + 1
@@ -147,6 +161,22 @@ async def test_a_submission_ends_with_a_receipt_and_its_tokens(courier: Courier,
     assert [e.tokens[0] for e in events] == [3, 13, 23, 33]
     assert [e.start for e in events] == [0, 1, 2, 3]
     assert {tokens.epoch for tokens in messages} == {"epoch"}
+
+
+async def test_rows_come_in_the_receipt_and_by_no_other_way(courier: Courier, ingress: Ingress):
+    request = EncodeRequest(request_id="e", prompt=(1, 2, 3), pooling="last")
+    receipt = await courier.submit(Submission(request, None))
+    assert receipt == Receipt(0, "stop", Encoded(1, 1, bytes([6, 0, 0, 0]), 3))
+    assert await asyncio.to_thread(ingress.messages) == []
+
+
+async def test_encode_and_generate_requests_share_a_line(courier: Courier, ingress: Ingress):
+    encode = EncodeRequest(request_id="e", prompt=(7,), pooling="mean", attempt=1)
+    ends = await asyncio.gather(
+        courier.submit(submission("r", ingress.address)), courier.submit(Submission(encode, None))
+    )
+    assert [end.num_tokens for end in ends] == [4, 0]
+    assert ends[1].encoded is not None
 
 
 async def test_one_message_per_step_and_ingress(courier: Courier, context: zmq.Context, engine: ArithmeticEngine):

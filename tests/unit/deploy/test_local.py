@@ -2,7 +2,8 @@
 
 import pytest
 
-from glm_cluster.deploy.local import check_host
+from glm_cluster.config import ClusterConfig
+from glm_cluster.deploy.local import check_host, logical_cpus
 from glm_cluster.errors import ConfigError
 
 
@@ -19,3 +20,10 @@ def test_an_address_behind_which_nothing_would_get_ready_is_refused(host: str, m
         check_host(host)
     monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0")
     check_host(host)
+
+
+def test_ray_is_given_room_for_every_model_at_its_largest():
+    """Two replicas of one rank, one of four ranks at half a CPU each, two fronts; a replica is a process too."""
+    models = [{"model": "/a", "max_replicas": 2, "cpus_per_rank": 1}, {"model": "/b", "tp": 4, "cpus_per_rank": 0.5}]
+    config = ClusterConfig.from_mapping({"models": models, "num_ingresses": 2})
+    assert logical_cpus(config) == 2 * 2 + 3 + 2 + 1

@@ -19,8 +19,10 @@ from glm_cluster.deploy.inbox import Inbox
 from glm_cluster.deploy.relay import Relay
 from glm_cluster.errors import DeadlineExceeded, EngineUnavailable, InternalError, InvalidRequest, Overloaded
 from glm_cluster.metrics import NoMeters
-from glm_cluster.records import GenerationRequest, SamplingParams, TokenEvent
+from glm_cluster.records import Encoded, EncodeRequest, GenerationRequest, SamplingParams, TokenEvent
 
+ROWS = Encoded(1, 1, b"abcd", 3)
+TO_ENCODE = EncodeRequest(request_id="client's", prompt=(1, 2), pooling="mean", attempt=4)
 REQUEST = GenerationRequest(request_id="client's", prompt=(1, 2), sampling=SamplingParams(max_tokens=6))
 UNDISTURBED = [3, 13, 23, 33, 43, 53]
 
@@ -344,3 +346,89 @@ async def test_requests_with_the_same_name_do_not_meet(make_relay):
     streams = [collect(relay, replace(REQUEST, prompt=(i,))) for i in range(20)]
     for i, ids in enumerate(await asyncio.gather(*streams)):
         assert ids == [i + 10 * p for p in range(6)]
+
+
+async def encodes(wire: Wire, submission: Submission) -> Receipt:
+    return Receipt(0, "stop", ROWS)
+
+
+async def test_an_encoded_prompt_comes_in_the_receipt(make_relay, wire: Wire):
+    assert await make_relay(encodes).encode(TO_ENCODE) == ROWS
+    (submission,) = wire.submissions
+    assert submission.reply_to is None
+    assert (submission.request.prompt, submission.request.pooling, submission.request.attempt) == ((1, 2), "mean", 4)
+    assert wire.cancelled == []
+
+
+async def test_a_lost_replica_is_not_noticed_by_who_encodes(make_relay, wire: Wire):
+    async def dies(wire: Wire, submission: Submission) -> Loss:
+        return Loss("killed", "died", replica="a")
+
+    async def broken(wire: Wire, submission: Submission) -> Receipt:
+        raise ZeroDivisionError("oops")
+
+    async def refuses(wire: Wire, submission: Submission) -> Loss:
+        return Loss("restarting", "refused")
+
+    assert await make_relay(dies, broken, refuses, encodes).encode(TO_ENCODE) == ROWS
+    assert [s.request.attempt for s in wire.submissions] == [4, 5, 6, 7]
+    assert len({s.request.request_id for s in wire.submissions}) == 1
+    assert wire.submissions[1].avoid == ("a",)
+
+
+async def test_an_answer_without_rows_is_a_move(make_relay, wire: Wire):
+    async def cancels(wire: Wire, submission: Submission) -> Receipt:
+        return Receipt(0, "cancelled")
+
+    assert await make_relay(cancels, encodes).encode(TO_ENCODE) == ROWS
+    with pytest.raises(EngineUnavailable, match="instead of rows"):
+        await make_relay(cancels, max_migrations=0).encode(TO_ENCODE)
+
+
+async def test_encode_requests_have_the_bounds_of_generations(make_relay, wire: Wire):
+    async def dies(wire: Wire, submission: Submission) -> Loss:
+        return Loss("killed", "died")
+
+    async def drains(wire: Wire, submission: Submission) -> Loss:
+        return Loss("stopped", "moved")
+
+    with pytest.raises(InternalError, match="2 engines died"):
+        await make_relay(dies, dies, encodes).encode(TO_ENCODE)
+    with pytest.raises(EngineUnavailable, match="lost 2 times"):
+        await make_relay(drains, max_migrations=1).encode(TO_ENCODE)
+
+
+async def test_the_deadline_ends_an_encode_request_and_its_engine(make_relay, wire: Wire):
+    async def hangs(wire: Wire, submission: Submission) -> Receipt:
+        await asyncio.sleep(30)
+        raise AssertionError
+
+    with pytest.raises(DeadlineExceeded):
+        await make_relay(hangs, request_timeout_s=0.05).encode(TO_ENCODE)
+    await asyncio.sleep(0)
+    assert wire.cancelled == [4]
+
+
+async def test_cancelling_an_encode_request_cancels_the_engine(make_relay, wire: Wire, inbox: Inbox):
+    async def hangs(wire: Wire, submission: Submission) -> Receipt:
+        await asyncio.sleep(30)
+        raise AssertionError
+
+    call = asyncio.create_task(make_relay(hangs).encode(TO_ENCODE))
+    while not wire.submissions:
+        await asyncio.sleep(0)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await asyncio.sleep(0)
+    assert wire.cancelled == [4]
+    assert not inbox._feeds
+
+
+async def test_an_error_of_ours_reaches_who_encodes(make_relay, wire: Wire):
+    async def invalid(wire: Wire, submission: Submission) -> Receipt:
+        raise InvalidRequest("the prompt does not fit", param="prompt")
+
+    with pytest.raises(InvalidRequest, match="does not fit"):
+        await make_relay(invalid, encodes).encode(TO_ENCODE)
+    assert len(wire.submissions) == 1

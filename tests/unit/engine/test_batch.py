@@ -40,7 +40,22 @@ def test_groups_hold_equal_lengths_and_whole_tiles() -> None:
     assert groups[4,].blocks.tolist() == [[7, 8, 9, 10, 3, 0, 0, 0]]
 
 
+def test_rows_to_pool_are_a_slices_last_or_all_of_them() -> None:
+    plan = StepPlan(
+        (
+            Slice("mean", (11, 12, 13), 0, (5,), None, "mean"),
+            Slice("not yet", (21, 22), 0, (6,), None),
+            Slice("last", (31, 32, 33), 16, (7, 8), None, "last"),
+            Slice("tokens", (41, 42), 4, (9,), None, "tokens"),
+        )
+    )
+    batch = Batch.build(plan, block_tokens=16, device=torch.device("cpu"))
+    assert batch.rows_R.tolist() == [0, 1, 2, 7, 8, 9, 0, 0]
+    assert batch.pooled == (("mean", "mean", 3), ("last", "last", 1), ("tokens", "tokens", 2))
+    assert batch.sampled == ()
+
+
 def test_what_is_sampled_and_where() -> None:
     batch = _batch()
-    assert batch.keys == ("decode", "next tile", "also decode")
+    assert batch.sampled == ("decode", "next tile", "also decode")
     assert batch.sample_positions == (64, 65, 3)

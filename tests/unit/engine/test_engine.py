@@ -11,7 +11,7 @@ from support.checkpoints import oracle, oracle_greedy
 from support.engines import drain, drain_events, mixed_requests
 
 from glm_cluster.config import EngineConfig
-from glm_cluster.engine import runner
+from glm_cluster.engine import heads
 from glm_cluster.engine.engine import open_engine
 from glm_cluster.engine.sampler import sample
 from glm_cluster.records import GenerationRequest, SamplingParams
@@ -93,7 +93,7 @@ def test_logits_do_not_depend_on_the_batch(
             seen.update({(str(p.seed), at): row.clone() for p, at, row in zip(params, positions, rows, strict=True)})
             return tokens
 
-        monkeypatch.setattr(runner, "sample", spy)
+        monkeypatch.setattr(heads, "sample", spy)
         for group in groups:
             drain(open_engine(EngineConfig(model=str(wide), dtype=dtype, step_tokens=step_tokens)), group)
         return seen

@@ -8,3 +8,8 @@ def test_round_trip() -> None:
     sampling = SamplingParams(max_tokens=3, temperature=0.5, top_k=4, seed=2**63 - 1, stop_token_ids=(1, 2))
     plan = StepPlan((Slice("a#0", (1, 2, 3), 16, (4, 5), None), Slice("b#1", (9,), 0, (6,), sampling)))
     assert StepPlan.unpack(plan.pack()) == plan
+
+
+def test_round_trip_of_encode_requests() -> None:
+    plan = StepPlan((Slice("a#0", (1, 2), 0, (4,), None, "mean"), Slice("b#0", (9,), 3, (6,), None)))
+    assert StepPlan.unpack(plan.pack()) == plan

@@ -1,6 +1,8 @@
 """Scheduling decisions, with sampled tokens made up: no model."""
 
 import random
+from dataclasses import dataclass
+from typing import Self
 
 import pytest
 
@@ -8,7 +10,7 @@ from glm_cluster.engine.blocks import BlockPool
 from glm_cluster.engine.plan import StepOutput, StepPlan
 from glm_cluster.engine.scheduler import Scheduler
 from glm_cluster.errors import InvalidRequest, Overloaded
-from glm_cluster.records import GenerationRequest, SamplingParams, TokenEvent
+from glm_cluster.records import Encoded, EncodeRequest, GenerationRequest, Pooling, SamplingParams, TokenEvent
 
 
 def _scheduler(num_blocks: int = 64, step_tokens: int = 32, max_running: int = 8, max_waiting: int = 100) -> Scheduler:
@@ -32,11 +34,34 @@ def _request(name: str, num_prompt: int, max_tokens: int = 4, first: int = 10, *
     )
 
 
+@dataclass(frozen=True)
+class Ids:
+    """Pooled rows that remember whose they are: the token ids."""
+
+    ids: tuple[int, ...]
+
+    def plus(self, later: Self) -> Self:
+        return type(self)(self.ids + later.ids)
+
+    def encoded(self, num_cached_tokens: int) -> Encoded:
+        return Encoded(len(self.ids), 1, bytes(i % 256 for i in self.ids), num_cached_tokens)
+
+
+def _encode(name: str, num_prompt: int, pooling: Pooling, first: int = 10) -> EncodeRequest:
+    return EncodeRequest(request_id=name, prompt=tuple(range(first, first + num_prompt)), pooling=pooling)
+
+
+def _output(plan: StepPlan, token: int = 5) -> StepOutput:
+    return StepOutput(
+        {s.key: token for s in plan.slices if s.sampling is not None},
+        {s.key: Ids(s.tokens[-1:] if s.pooling == "last" else s.tokens) for s in plan.slices if s.pooling is not None},
+    )
+
+
 def _step(scheduler: Scheduler, token: int = 5) -> tuple[StepPlan, list[TokenEvent]]:
     plan = scheduler.plan()
     assert plan is not None
-    sampled = {s.key: token for s in plan.slices if s.sampling is not None}
-    events = scheduler.commit(plan, StepOutput(sampled))
+    events = scheduler.commit(plan, _output(plan, token))
     scheduler.check()
     return plan, events
 
@@ -168,13 +193,86 @@ def test_reentry_of_a_finished_request_ends_at_once(output: tuple[int, ...], fin
     assert (event.finish, event.tokens, event.start) == (finish, (), len(output))
 
 
+@pytest.mark.parametrize(("pooling", "wanted"), [("last", [None, None, "last"]), ("mean", ["mean"] * 3)])
+def test_rows_are_wanted_of_every_chunk_or_of_the_last(pooling: Pooling, wanted: list[Pooling | None]) -> None:
+    scheduler = _scheduler(step_tokens=8)
+    scheduler.add(_encode("a", 20, pooling))
+    steps = [_step(scheduler) for _ in range(3)]
+    assert [s.pooling for plan, _ in steps for s in plan.slices] == wanted
+    assert [s.sampling for plan, _ in steps for s in plan.slices] == [None] * 3
+    assert [len(events) for _, events in steps] == [0, 0, 1]
+    assert not scheduler.has_work
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "tokens"])
+def test_an_encode_request_ends_in_one_event_with_its_rows(pooling: Pooling) -> None:
+    scheduler = _scheduler(step_tokens=8)
+    scheduler.add(_encode("a", 20, pooling))
+    events = [event for _ in range(3) for event in _step(scheduler)[1]]
+    rows = bytes([29]) if pooling == "last" else bytes(range(10, 30))
+    assert events == [TokenEvent("a", 0, 0, (), "stop", 0, Encoded(len(rows), 1, rows))]
+    assert scheduler.load().num_free_blocks == 64
+
+
+def test_encode_requests_share_steps_with_whatever_else_is_there() -> None:
+    scheduler = _scheduler(step_tokens=16)
+    scheduler.add(_request("g", 6))
+    scheduler.add(_encode("e", 6, "mean", first=50))
+    scheduler.add(_encode("f", 20, "mean", first=100))
+    plan, events = _step(scheduler)
+    assert _lengths(plan) == {"g": 6, "e": 6, "f": 4}
+    assert {e.request_id: e.finish for e in events} == {"g": None, "e": "stop"}
+
+
+def test_who_needs_every_row_takes_no_shared_prefix_but_leaves_one() -> None:
+    scheduler = _scheduler()
+    for name, pooling, computed in (("a", "tokens", 12), ("b", "mean", 12), ("c", "last", 4), ("d", "last", 4)):
+        scheduler.add(_encode(name, 12, pooling))
+        plan, (event,) = _step(scheduler)
+        assert _lengths(plan) == {name: computed}
+        assert event.encoded is not None
+        assert event.encoded.num_cached_tokens == event.num_cached_tokens == 12 - computed
+
+
+def test_a_prompt_to_encode_may_fill_the_model_and_no_more() -> None:
+    scheduler = _scheduler(num_blocks=4)
+    scheduler.add(_encode("full", 16, "last"))
+    assert _step(scheduler)[1][0].finish == "stop"
+    with pytest.raises(InvalidRequest, match="17 tokens; it may have 16"):
+        scheduler.add(_encode("long", 17, "last"))
+    with pytest.raises(InvalidRequest, match="empty"):
+        scheduler.add(_encode("empty", 0, "last"))
+
+
+def test_preemption_and_cancelling_forget_the_rows_so_far() -> None:
+    """The prompt is computed again from its start, so rows kept from before would count twice."""
+    scheduler = _scheduler(num_blocks=5, step_tokens=9)
+    scheduler.add(_request("old", 4, max_tokens=8))
+    scheduler.add(_encode("young", 20, "tokens", first=100))
+    done: list[TokenEvent] = []
+    was_preempted = False
+    while scheduler.has_work:
+        done += [e for e in _step(scheduler)[1] if e.finish]
+        was_preempted |= scheduler.load().num_waiting == 1
+    assert was_preempted
+    assert done[1].encoded == Encoded(20, 1, bytes(range(100, 120)))
+    scheduler.add(_encode("gone", 20, "tokens"))
+    _step(scheduler)
+    scheduler.cancel("gone", 0)
+    assert scheduler.take_events() == [TokenEvent("gone", 0, 0, (), "cancelled", 0, None)]
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_random_traffic_ends_once_and_returns_every_block(seed: int) -> None:
     rng = random.Random(seed)
     scheduler = _scheduler(num_blocks=12, step_tokens=9, max_running=5)
     finished: dict[str, int] = {}
     for i in range(60):
-        scheduler.add(_request(f"r{i}", rng.randrange(1, 30), rng.randrange(1, 12), first=rng.randrange(3) * 50 + 10))
+        first = rng.randrange(3) * 50 + 10
+        if i % 3:
+            scheduler.add(_request(f"r{i}", rng.randrange(1, 30), rng.randrange(1, 12), first=first))
+        else:
+            scheduler.add(_encode(f"r{i}", rng.randrange(1, 49), rng.choice(["last", "mean", "tokens"]), first=first))
     for _ in range(3000):
         if not scheduler.has_work:
             break
@@ -183,11 +281,14 @@ def test_random_traffic_ends_once_and_returns_every_block(seed: int) -> None:
         if (plan := scheduler.plan()) is None:
             events = scheduler.take_events()
         else:
-            sampled = {s.key: rng.choice([1, 5, 6, 7, 8]) for s in plan.slices if s.sampling}
             assert sum(len(s.tokens) for s in plan.slices) <= 9
-            events = scheduler.commit(plan, StepOutput(sampled))
+            events = scheduler.commit(plan, _output(plan, rng.choice([1, 5, 6, 7, 8])))
         scheduler.check()
         for event in events:
+            assert event.encoded is None or event.encoded.num_rows in (
+                1,
+                event.encoded.values[-1] - event.encoded.values[0] + 1,
+            )
             if event.finish:
                 finished[event.request_id] = finished.get(event.request_id, 0) + 1
     assert finished == {f"r{i}": 1 for i in range(60)}

@@ -11,9 +11,11 @@ from safetensors.torch import load_file, save_file
 from support.checkpoints import edit_json
 
 from glm_cluster.errors import CheckpointError
-from glm_cluster.model.checkpoint import INDEX_FILE, SINGLE_FILE
+from glm_cluster.model.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from glm_cluster.model.config import GlmConfig
 from glm_cluster.model.loading import load_model
 from glm_cluster.model.ranks import Ranks
+from glm_cluster.model.sharding import Sharding
 
 TENSOR = "model.layers.1.mlp.down_proj.weight"
 
@@ -91,9 +93,19 @@ def test_missing_shard_is_named(sharded: Path) -> None:
 
 def test_tensor_not_in_the_file_the_index_names(sharded: Path) -> None:
     index = json.loads((sharded / INDEX_FILE).read_text())
-    other = next(f for f in index["weight_map"].values() if f != index["weight_map"][TENSOR])
+    home = index["weight_map"][TENSOR]
+    other = next(f for f in index["weight_map"].values() if f != home)
     edit_json(sharded / INDEX_FILE, weight_map={**index["weight_map"], TENSOR: other})
-    with pytest.raises(CheckpointError, match=rf"{other}: tensor '{TENSOR}' is missing"):
+    with pytest.raises(
+        CheckpointError, match=rf"{home}: tensor '{TENSOR}' is stored here, while .* places it in {other}"
+    ):
+        _load(sharded)
+
+
+def test_tensor_in_no_file(sharded: Path) -> None:
+    file = json.loads((sharded / INDEX_FILE).read_text())["weight_map"][TENSOR]
+    _rewrite(sharded / file, lambda t: t.pop(TENSOR))
+    with pytest.raises(CheckpointError, match=rf"{file}: tensor '{TENSOR}' is missing, though the index"):
         _load(sharded)
 
 
@@ -123,6 +135,13 @@ def test_a_tied_checkpoint_may_store_the_matrix_twice(checkpoint: Callable[..., 
     directory = Path(shutil.copytree(checkpoint(tie_word_embeddings=True), tmp_path / "tied"))
     _rewrite(directory / SINGLE_FILE, lambda t: t.update({"lm_head.weight": torch.zeros(301, 64)}))
     _load(directory)
+
+
+def test_a_check_counts_what_is_stored_in_each_dtype(single: Path) -> None:
+    config = GlmConfig.from_directory(single)
+    wanted = Sharding(config, 0, 1).tensors()
+    _rewrite(single / SINGLE_FILE, lambda t: t.update({TENSOR: t[TENSOR].bfloat16()}))
+    assert Checkpoint.open(single, config).check(wanted) == {"F32": len(wanted) - 1, "BF16": 1}
 
 
 def test_progress_ends_at_one(single: Path) -> None:

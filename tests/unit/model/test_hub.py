@@ -279,9 +279,15 @@ def test_the_demo_is_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_li
     assert told == [("convert", 0.5)]
 
 
-@pytest.mark.parametrize(
-    "name", ["nothing", "./nothing", "../owner/name", "/nothing/here", "a/b/c", "owner/", "~/model"]
-)
+@pytest.mark.parametrize("name", ["./nothing", "../owner/name", "/nothing/here", "~/model"])
+def test_a_path_is_never_sought_on_the_hub(serve: Serve, name: str) -> None:
+    calls = serve(lambda **_: "never")
+    with pytest.raises(ConfigError, match="no such directory"):
+        resolve(name)
+    assert calls == []
+
+
+@pytest.mark.parametrize("name", ["nothing", "a/b/c", "owner/"])
 def test_other_names_are_refused_with_the_recipes(serve: Serve, name: str) -> None:
     calls = serve(lambda **_: "never")
     with pytest.raises(

@@ -1,12 +1,17 @@
 """Shards on literal matrices with a made-up rank: no process, no weights."""
 
 import itertools
+from typing import get_args
 
 import pytest
+import torch
 
 from glm_cluster.errors import ConfigError
 from glm_cluster.model.config import GlmConfig
+from glm_cluster.model.loading import MODEL_OF
+from glm_cluster.model.ranks import Ranks
 from glm_cluster.model.sharding import Shard, Sharding
+from glm_cluster.records import Task
 
 SMALL = GlmConfig(
     vocab_size=10,
@@ -17,6 +22,7 @@ SMALL = GlmConfig(
     num_key_value_heads=2,
     head_dim=2,
     partial_rotary_factor=1.0,
+    pad_token_id=None,
 )
 LAYER = "model.layers.0."
 
@@ -56,3 +62,13 @@ def test_shards_cover_each_tensor_once(size: int) -> None:
 def test_an_impossible_size_is_refused() -> None:
     with pytest.raises(ConfigError, match="legal sizes are 1, 2, 4"):
         Sharding(SMALL, 0, 3)
+
+
+@pytest.mark.parametrize("task", get_args(Task))
+def test_a_tasks_tensors_are_those_of_its_model(task: Task) -> None:
+    """What is looked for before anything starts is what is loaded."""
+    with torch.device("meta"):
+        model = MODEL_OF[task](SMALL, Ranks.single())
+    wanted = Sharding(SMALL, 0, 1).of_task(task)
+    assert model.shards() == wanted
+    assert {name.removeprefix("model.") for name in wanted} == {n.removeprefix("model.") for n in model.state_dict()}

@@ -122,6 +122,7 @@ def test_spans_can_be_worked_out_by_hand(tiny: Tokenizer) -> None:
     assert ids == (97, 256, 0xC3, 0xA9, 0xE4, 0xBD, 0xA0, 256)
     assert tiny.spans("ahié你hi", ids) == ((0, 1), (1, 3), (3, 4), (3, 4), (4, 5), (4, 5), (4, 5), (5, 7))
     assert tiny.spans("", ()) == ()
+    assert repr(tiny.spans("a", ids[:1])) == "((0, 1),)", "numbers, not truth values, which JSON would show"
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=60))

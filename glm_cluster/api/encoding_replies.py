@@ -1,0 +1,103 @@
+"""What the HTTP wire sends back for numbers, piece by piece: a reply may be too long to be made at one go.
+
+Knows JSON, no sockets. Embeddings have OpenAI's shape; classifications the one that generating replies have.
+"""
+
+import base64
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal, TypeAlias
+
+from glm_cluster.api.encodings import Answers, Tokens
+from glm_cluster.api.scores import Floats, Verdict
+from glm_cluster.api.service import Usage
+
+EncodingFormat: TypeAlias = Literal["float", "base64"]
+
+_PIECE_BYTES = 64 << 10  # what goes out in one message
+
+
+def embedding_pieces(answers: Answers[Floats], encoding_format: EncodingFormat) -> Iterator[bytes]:
+    """The reply of /v1/embeddings."""
+    envelope = {"object": "list", "model": answers.head.model, "usage": _usage_body(answers.usage)}
+    return _with_data(envelope, ([_embedding(*item, encoding_format)] for item in enumerate(answers.items)))
+
+
+def classification_pieces(answers: Answers[Verdict]) -> Iterator[bytes]:
+    """The reply of /v1/classify."""
+    labels = answers.info.labels
+    bodies = ({"index": index, **_verdict(verdict, labels)} for index, verdict in enumerate(answers.items))
+    return _with_data(_envelope(answers), ([_json(body)] for body in bodies))
+
+
+def token_pieces(answers: Answers[Tokens], *, include_scores: bool) -> Iterator[bytes]:
+    """The reply of /v1/classify_tokens."""
+    labels = answers.info.labels if include_scores else None
+    return _with_data(_envelope(answers), (_tokens(*item, labels) for item in enumerate(answers.items)))
+
+
+def _envelope(answers: Answers[Verdict] | Answers[Tokens]) -> dict[str, object]:
+    head = answers.head
+    usage = _usage_body(answers.usage)
+    return {"id": head.id, "object": "list", "created": head.created, "model": head.model, "usage": usage}
+
+
+def _with_data(envelope: Mapping[str, object], items: Iterable[Iterable[bytes]]) -> Iterator[bytes]:
+    """The envelope with one more member, `data`: the list of items, each of them made in pieces."""
+    pending: list[bytes] = []
+    num_bytes = 0
+    for piece in _with_list(envelope, items):
+        pending.append(piece)
+        if (num_bytes := num_bytes + len(piece)) >= _PIECE_BYTES:
+            yield b"".join(pending)
+            pending, num_bytes = [], 0
+    if pending:
+        yield b"".join(pending)
+
+
+def _with_list(envelope: Mapping[str, object], items: Iterable[Iterable[bytes]]) -> Iterator[bytes]:
+    yield _json(envelope).removesuffix(b"}") + b',"data":['
+    for index, item in enumerate(items):
+        if index:
+            yield b","
+        yield from item
+    yield b"]}"
+
+
+def _embedding(index: int, vector: Floats, encoding_format: EncodingFormat) -> bytes:
+    numbers: object = vector.tolist()
+    if encoding_format == "base64":
+        numbers = base64.b64encode(vector.astype("<f4").tobytes()).decode()
+    return _json({"object": "embedding", "index": index, "embedding": numbers})
+
+
+def _tokens(index: int, tokens: Tokens, labels: Sequence[str] | None) -> Iterator[bytes]:
+    yield b'{"index":%d,"tokens":[' % index
+    for place, id in enumerate(tokens.ids):
+        start, end = tokens.spans[place] if tokens.spans is not None else (None, None)
+        verdict = _verdict(tokens.scores[place], labels)
+        token = _json({"token_id": id, "text": tokens.texts[place], "start": start, "end": end, **verdict})
+        yield b"," + token if place else token
+    yield b"]}"
+
+
+def _verdict(verdict: Verdict, labels: Sequence[str] | None) -> dict[str, object]:
+    """A verdict, with the scores of all `labels` if given."""
+    body: dict[str, object] = {"label": verdict.label, "score": verdict.score}
+    if labels is not None:
+        body["scores"] = dict(zip(labels, verdict.scores, strict=True))
+    if verdict.probable is not None:
+        body["labels"] = verdict.probable
+    return body
+
+
+def _usage_body(usage: Usage) -> dict[str, object]:
+    return {
+        "prompt_tokens": usage.num_prompt_tokens,
+        "total_tokens": usage.num_prompt_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.num_cached_tokens},
+    }
+
+
+def _json(body: object) -> bytes:
+    return json.dumps(body, separators=(",", ":"), allow_nan=False).encode()

@@ -1,0 +1,106 @@
+"""Strict bodies: what every request has in common, and the sentence that refuses one.
+
+Knows shapes and bounds, for both wires. Refuses to know any route's fields.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Self, TypeAlias, TypeVar
+
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from glm_cluster.errors import InvalidRequest
+
+T = TypeVar("T", bound=str | list[int])
+
+
+class FirstFault(FailFast):
+    """One fault of a long list is enough: a million of them would take seconds to describe."""
+
+    __hash__ = object.__hash__  # a member of a union must have one
+
+
+Count: TypeAlias = Annotated[int, Field(ge=1, lt=2**31)]
+TokenIds: TypeAlias = Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], FirstFault()]
+
+
+def too_many(most: int) -> str:
+    """What is said of a list longer than `most`."""
+    return f"Input should have at most {most} items"
+
+
+def at_most(most: int) -> Callable[[object], object]:
+    """Make a validator that refuses a long list before anything looks into it."""
+
+    def check(items: object) -> object:
+        if isinstance(items, list) and len(items) > most:
+            raise ValueError(too_many(most))
+        return items
+
+    return check
+
+
+def not_empty(value: T) -> T:
+    """Refuse what holds nothing."""
+    if not value:
+        raise ValueError("Input should not be empty")
+    return value
+
+
+class Schema(BaseModel):
+    """Fields of exactly these types, and no others."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Body(Schema):
+    """A whole request, which names its model."""
+
+    model: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_not_given(cls, raw: object) -> object:
+        """Null stands for the default, as with OpenAI; an unsupported field stays one."""
+        if not isinstance(raw, dict):
+            return raw
+        optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
+        return {name: value for name, value in raw.items() if value is not None or name not in optional}
+
+    @classmethod
+    def parse(cls, raw: object) -> Self:
+        """Build from decoded JSON or a decoded message; refuse in a sentence that names every field at fault."""
+        try:
+            return cls.model_validate(raw)
+        except ValidationError as error:
+            raise _refusal(error.errors(include_url=False, include_context=False, include_input=False)) from error
+
+
+def _refusal(details: list[ErrorDetails]) -> InvalidRequest:
+    """One sentence for all that is wrong, of bounded length; `param` is the first field at fault."""
+    faults = [(_path(detail["loc"]), detail) for detail in details]
+    unknown = [path for path, detail in faults if detail["type"] == "extra_forbidden"]
+    wrong = [_sentence(path, detail["msg"]) for path, detail in faults if detail["type"] != "extra_forbidden"]
+    sentences = wrong[:_NAMED_FAULTS]
+    if unknown:
+        sentences.insert(0, f"unsupported fields: {', '.join(unknown[:_NAMED_FAULTS])}; leave them out")
+    return InvalidRequest("; ".join(sentences), param=faults[0][0] or None)
+
+
+def _sentence(path: str, message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    return f"{path}: {message}" if path else message
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """`messages.0.content`, without the tags that pydantic adds where a field has several shapes."""
+    pairs = zip(("", *location), location, strict=False)
+    return ".".join(str(part) for before, part in pairs if part not in _TAGS.get(before, ()))
+
+
+_NAMED_FAULTS = 16
+_TAGS: dict[int | str, tuple[str, ...]] = {
+    "content": ("text", "parts"),
+    "prompt": ("text", "token_ids"),
+    "input": ("text", "texts", "token_ids", "many_token_ids"),
+}

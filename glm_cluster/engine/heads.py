@@ -1,0 +1,76 @@
+"""What a step answers with: sampled tokens, label logits, or hidden states. The one place that tells tasks apart.
+
+Shape legend: R rows (a multiple of 8), H hidden width, W labels or H, V vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
+
+from torch import Tensor
+
+from glm_cluster.engine.batch import Batch
+from glm_cluster.engine.plan import Pooled, StepOutput
+from glm_cluster.engine.pooling import pool
+from glm_cluster.engine.sampler import sample
+from glm_cluster.model.glm import GlmForCausalLM, GlmModel
+from glm_cluster.model.heads import GlmForSequenceClassification, GlmForTokenClassification
+
+ServedModel: TypeAlias = GlmForCausalLM | GlmForSequenceClassification | GlmForTokenClassification | GlmModel
+IdRanges: TypeAlias = tuple[tuple[int, int], ...]
+"""Half-open ranges of token ids."""
+
+
+class Head(Protocol):
+    """Turns the hidden rows that a batch wants into its output. Called on every rank; only rank 0 answers.
+
+    The rows are padded to a multiple of 8, so that a row's bits do not depend on how many others there are.
+    """
+
+    def __call__(self, x_RH: Tensor, batch: Batch) -> StepOutput: ...
+
+
+def head_of(model: ServedModel, unused_token_ids: IdRanges) -> Head:
+    """The head that goes with a model."""
+    if isinstance(model, GlmForCausalLM):
+        return TokenHead(model, unused_token_ids)
+    if isinstance(model, GlmModel):
+        return RowHead(model.ranks.rank, lambda x_RH: x_RH)
+    return RowHead(model.ranks.rank, model.score)
+
+
+class TokenHead:
+    """One sampled token a row, never one of `unused`: ids that the model has a row for and the tokenizer no token."""
+
+    def __init__(self, model: GlmForCausalLM, unused: IdRanges) -> None:
+        self._model = model
+        self._unused = unused
+
+    def __call__(self, x_RH: Tensor, batch: Batch) -> StepOutput:
+        if not batch.sampled:
+            return StepOutput()
+        logits_RV = self._model.sampled_logits(x_RH)  # the ranks meet here
+        if logits_RV is None:
+            return StepOutput()
+        for start, stop in self._unused:
+            logits_RV[:, start:stop] = float("-inf")
+        tokens = sample(logits_RV[: len(batch.sampled)], batch.sampling, batch.sample_positions)
+        return StepOutput(dict(zip(batch.sampled, tokens, strict=True)))
+
+
+class RowHead:
+    """The pooled numbers of each slice, computed in the model's dtype, as HF's, and handed out in fp32."""
+
+    def __init__(self, rank: int, numbers: Callable[[Tensor], Tensor]) -> None:
+        self._rank = rank
+        self._numbers = numbers
+
+    def __call__(self, x_RH: Tensor, batch: Batch) -> StepOutput:
+        if self._rank > 0 or not batch.pooled:
+            return StepOutput()
+        numbers_RW = self._numbers(x_RH).float()
+        rows: dict[str, Pooled] = {}
+        start = 0
+        for key, pooling, count in batch.pooled:
+            rows[key] = pool(numbers_RW[start : start + count], pooling)
+            start += count
+        return StepOutput(rows=rows)

@@ -1,0 +1,59 @@
+"""What the front is told of each model, and what a replica asks its engine for."""
+
+import pytest
+
+from glm_cluster.config import ModelConfig
+from glm_cluster.deploy.ingress import model_info, special_ids
+from glm_cluster.deploy.replica import probe_request
+from glm_cluster.model.config import GlmConfig
+from glm_cluster.records import EncodeRequest, GenerationRequest, Task
+
+STORED = GlmConfig.from_mapping(
+    {
+        "max_position_embeddings": 100,
+        "eos_token_id": [7, 8],
+        "pad_token_id": 9,
+        "id2label": {"0": "spam", "1": "ham"},
+        "problem_type": "multi_label_classification",
+    }
+)
+
+
+def _model(task: Task, **changes: object) -> ModelConfig:
+    return ModelConfig.from_mapping({"model": "/m/x", "task": task, **changes})
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "problem_type"),
+    [
+        ("generate", (), None),
+        ("classify", ("spam", "ham"), "multi_label_classification"),
+        ("classify-tokens", ("spam", "ham"), None),
+        ("embed", (), None),
+    ],
+)
+def test_labels_are_a_classifiers(task: Task, labels: tuple[str, ...], problem_type: str | None):
+    info = model_info(_model(task), STORED, created=5)
+    assert (info.name, info.task, info.labels, info.problem_type) == ("x", task, labels, problem_type)
+    assert (info.vocab_size, info.eos_token_ids, info.created) == (STORED.vocab_size, (7, 8), 5)
+
+
+@pytest.mark.parametrize(("asked", "limit"), [(None, 100), (60, 60), (1000, 100)])
+def test_the_length_is_the_smaller_of_what_is_asked_and_what_the_model_can(asked: int | None, limit: int):
+    assert model_info(_model("embed", max_model_len=asked), STORED, created=0).max_model_len == limit
+
+
+def test_a_model_ends_and_pads_with_these():
+    assert special_ids(STORED) == (7, 8, 9)
+    assert special_ids(STORED.replace(pad_token_id=None)) == (7, 8)
+
+
+@pytest.mark.parametrize("task", ["classify", "classify-tokens", "embed"])
+def test_an_encoder_is_probed_by_a_prompt(task: Task):
+    assert probe_request(task, "p") == EncodeRequest(request_id="p", prompt=(0,), pooling="last")
+
+
+def test_a_generator_is_probed_by_a_token():
+    request = probe_request("generate", "p")
+    assert isinstance(request, GenerationRequest)
+    assert request.sampling.max_tokens == 1
