@@ -47,6 +47,7 @@ _SHAPING = (
 )
 _ROPE = ("rope_type", "rope_theta", "partial_rotary_factor")
 _SHOWN = 60  # characters of a value in a detail
+_SAMPLED, _RUN = 5000, 50  # tokens of a vocabulary, and how many of them make a text
 
 
 def config_check(ours: GlmConfig, theirs: Mapping[str, object] | None) -> Check:
@@ -89,7 +90,7 @@ def tokenizer_check(served: ServedText | None, page: TextReader | None, theirs: 
     if (a_count := len(page.tokens())) != (b_count := len(theirs.tokens())):
         return _different(name, f"{a_count} tokens here and {b_count} there")
     specials = tuple(served.tokenizer.special_ids)
-    texts = [*TEXTS, *specials, " ".join(["x", *specials, "好"])]
+    texts = [*TEXTS, *_vocabulary_texts(served), *specials, " ".join(["x", *specials, "好"])]
     for text in texts:
         if (found := _text_difference(text, page, theirs)) or (found := _served_difference(text, served, theirs)):
             return _different(name, found)
@@ -190,6 +191,13 @@ def unused_check(unused: Ranges | None, sampled: Iterable[Ids]) -> Check:
     if nameless := [id for id in ids if any(start <= id < stop for start, stop in unused)]:
         return _different(name, f"id {nameless[0]}, which names no token, was sampled")
     return _equal(name, f"none of the {sum(b - a for a, b in unused)} ids without a token among {len(ids)} sampled")
+
+
+def _vocabulary_texts(served: ServedText) -> list[str]:
+    """Tokens from all over the vocabulary run together: what merges and splits make of them is seldom the same ids."""
+    tokenizer = served.tokenizer
+    texts = [tokenizer.decode([id]) for id in range(0, tokenizer.vocab_size, 1 + tokenizer.vocab_size // _SAMPLED)]
+    return ["".join(texts[start : start + _RUN]) for start in range(0, len(texts), _RUN)]
 
 
 def _text_difference(text: str, page: TextReader, theirs: TextReader) -> str | None:

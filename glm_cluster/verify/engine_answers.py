@@ -52,7 +52,7 @@ def ask_engine(directory: Path, questions: Questions, *, size: int) -> GroupAnsw
     ranks = join_group(size)
     logits = on_every_rank(size, lambda rank: _rank_logits(directory, questions, ranks[rank]))[0]
     config = _config(directory, questions, size)
-    group = ThreadGroup(config, ranks)
+    group = ThreadGroup(config, ranks, questions.unused)
     engine = group.engine(config)
     return GroupAnswers(
         logits=tuple(logits),

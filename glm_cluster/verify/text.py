@@ -83,15 +83,16 @@ class ServedText:
         return self.tokenizer.encode_batch([text])[0]
 
     def prompt(self, text: str) -> tuple[int, ...]:
-        """The ids that a user's text becomes: by the template where there is one, else in the tokenizer's frame."""
-        if self.template is not None:
-            return self.encode(self.template.render([{"role": "user", "content": text}]))
+        """The ids that a user's text becomes: by the template where it takes one, else in the tokenizer's frame."""
+        if (rendered := self.render(({"role": "user", "content": text},), None)) is not None:
+            return rendered
         before, after = self.tokenizer.frame
         return (*before, *self.encode((Plain(text),)), *after)
 
     def render(self, conversation: Conversation, tools: Tools) -> tuple[int, ...] | None:
-        """The prompt of a conversation as ids; None where the template refuses it."""
-        assert self.template is not None, "asked only where there is one"
+        """The prompt of a conversation as ids; None where the template refuses it, or where there is none."""
+        if self.template is None:
+            return None
         try:
             return self.encode(self.template.render(conversation, variables={"tools": tools}))
         except InvalidRequest:

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from glm_cluster.config import EngineConfig
 from glm_cluster.engine.engine import Engine
+from glm_cluster.engine.heads import IdRanges
 from glm_cluster.engine.plan import StepOutput, StepPlan
 from glm_cluster.engine.runner import ModelRunner
 from glm_cluster.model.ranks import Ranks
@@ -40,10 +41,13 @@ def join_group(size: int) -> list[Ranks]:
 class ThreadGroup:
     """An `Executor` over thread ranks."""
 
-    def __init__(self, config: EngineConfig, ranks: list[Ranks]) -> None:
+    def __init__(self, config: EngineConfig, ranks: list[Ranks], unused_token_ids: IdRanges) -> None:
         self._size = len(ranks)
         self._runners = on_every_rank(
-            self._size, lambda rank: ModelRunner.load(config, ranks[rank], host_ranks=self._size)
+            self._size,
+            lambda rank: ModelRunner.load(
+                config, ranks[rank], host_ranks=self._size, unused_token_ids=unused_token_ids
+            ),
         )
 
     def engine(self, config: EngineConfig) -> Engine:

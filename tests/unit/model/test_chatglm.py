@@ -75,7 +75,7 @@ def test_bf16_gives_hfs_bits(make: Make, changes: dict) -> None:
 @torch.inference_mode()
 def test_from_pretrained_reads_it_like_any_other(make: Make) -> None:
     directory = make(num_files=3)
-    model = GlmForCausalLM.from_pretrained(directory, trust_remote_code=True)
+    model = GlmForCausalLM.from_pretrained(directory)
     assert model.generation_config.top_p == 0.8
     prompt = tuple(IDS.tolist())
     ids = model.generate(IDS[None], max_new_tokens=16, do_sample=False)
