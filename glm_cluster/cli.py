@@ -6,10 +6,8 @@ the command that needs them, so that `--help` answers at once.
 
 import argparse
 import json
-import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -17,10 +15,7 @@ from glm_cluster import __version__
 from glm_cluster.errors import ConfigError, GlmError
 
 if TYPE_CHECKING:
-    from glm_cluster.config import EngineConfig
-    from glm_cluster.deploy.files import ServeFile
     from glm_cluster.deploy.local import Endpoints
-    from glm_cluster.model.config import GlmConfig
 
     Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -31,7 +26,6 @@ DEVICES = ("auto", "cpu", "cuda")
 HOST, PORT, GRPC_PORT = "127.0.0.1", 8000, 9000
 LOWEST_TEMPERATURE = 1e-5  # the wire's
 MODEL_HELP = "checkpoint directory, a name that `glm-cluster models` lists, or a hub repository owner/name"
-QUESTION = "What is the capital of France?"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -127,131 +121,27 @@ def _add_demo_model(commands: "Commands") -> None:
 
 def _serve(options: argparse.Namespace) -> None:
     from glm_cluster.config import ClusterConfig
+    from glm_cluster.deploy.files import ServeFile, read_serve_file
     from glm_cluster.deploy.local import serve
+    from glm_cluster.launch import greeting, is_demo, serve_args, with_room
     from glm_cluster.preflight import check_ports
     from glm_cluster.terminal import Stages
 
-    file = _read_config(options.config)
+    file = ServeFile() if options.config is None else read_serve_file(options.config)
     host = _first(options.host, file.host, HOST)
     port = _first(options.port, file.port, PORT)
     grpc_port = _first(options.grpc_port, file.grpc_port, GRPC_PORT)
     check_ports(host, port, grpc_port)
-    args = serve_args(options, file)
-    config = ClusterConfig.from_mapping(args)
-    engine, _ = _with_room(config.engine, num_replicas=config.min_replicas)
-    args["device"] = engine.device
+    config = with_room(ClusterConfig.from_mapping(serve_args(options, file)))
+    demo = any(is_demo(model.engine.model) for model in config.models)
     stages = Stages()
 
     def on_ready(endpoints: "Endpoints") -> None:
         stages.close()
-        print("\n".join(greeting(endpoints, demo=_is_demo(engine.model))), flush=True)
+        print("\n".join(greeting(endpoints, demo=demo)), flush=True)
 
     with stages:
-        serve(args=args, host=host, port=port, grpc_port=grpc_port, on_stage=stages.show, on_ready=on_ready)
-
-
-def _with_room(engine: "EngineConfig", *, num_replicas: int = 1) -> "tuple[EngineConfig, GlmConfig]":
-    """The settings with `auto` replaced by a device, and the checkpoint's; refused where either does not fit."""
-    from glm_cluster.preflight import check_checkpoint, check_gpus, choose_device
-
-    stored = check_checkpoint(engine)
-    chosen = choose_device(engine.device, num_gpus=engine.tp * num_replicas)
-    if chosen.why:
-        print(chosen.why, file=sys.stderr)
-    engine = replace(engine, device=chosen.device)
-    check_gpus(engine, stored, num_replicas=num_replicas)
-    return engine, stored
-
-
-def _read_config(path: Path | None) -> "ServeFile":
-    from glm_cluster.deploy.files import ServeFile, read_serve_file
-
-    return ServeFile() if path is None else read_serve_file(path)
-
-
-def serve_args(options: argparse.Namespace, file: "ServeFile") -> dict[str, object]:
-    """The flat mapping of ClusterConfig: the file's values, overridden by the flags that were given."""
-    args = dict(file.args)
-    if options.model is not None or "model" not in args:
-        name = options.model or DEMO
-        args.pop("model_name", None)  # the name of the file's model
-        args["model"] = str(_model_directory(name))
-        if (served_as := _recipe_name(name)) is not None:
-            args["model_name"] = served_as
-    if options.tp is not None:
-        args["tp"] = options.tp
-    if options.dtype is not None:
-        args["dtype"] = options.dtype
-    if options.device is not None:
-        args["device"] = options.device
-    if options.replicas is not None:
-        args["min_replicas"], args["max_replicas"] = _replicas(options.replicas)
-    return args
-
-
-def _replicas(text: str) -> tuple[int, int]:
-    low, colon, high = text.partition(":")
-    try:
-        return int(low), int(high if colon else low)
-    except ValueError as error:
-        raise ConfigError(f"--replicas takes a number or MIN:MAX, not {text!r}") from error
-
-
-def _model_directory(name: str) -> Path:
-    """The directory of a checkpoint given by path, recipe or hub repository, fetching it where need be."""
-    from glm_cluster.model.hub import resolve
-    from glm_cluster.terminal import progress_bars
-
-    if Path(name).is_dir():
-        return resolve(name)
-    with progress_bars() as on_progress:
-        return resolve(name, on_progress=on_progress)
-
-
-def _recipe_name(name: str) -> str | None:
-    """What a model fetched by name is served as: a cache's directories are named after commits. None for a path."""
-    from glm_cluster.model.recipes import find_recipe
-
-    if Path(name).is_dir():
-        return None
-    recipe = find_recipe(name)
-    return name.rsplit("/", 1)[-1] if recipe is None else recipe.name
-
-
-def _is_demo(directory: str) -> bool:
-    """Whether this is the demo model in the user's cache, whatever it is served as."""
-    from glm_cluster.model.demo import default_directory
-    from glm_cluster.model.recipes import WheelSource, load_recipe
-
-    source = load_recipe(DEMO).source
-    return isinstance(source, WheelSource) and Path(directory).resolve() == default_directory(source.version).resolve()
-
-
-def greeting(endpoints: "Endpoints", *, demo: bool) -> Iterator[str]:
-    """What a person needs to try the cluster, each line ready to paste."""
-    yield f"\nServing {endpoints.model_name}. Ctrl-C stops everything."
-    if demo:
-        yield "The demo weights are SmolLM2-135M-Instruct in GLM's architecture, not a GLM checkpoint."
-    asked = {"model": endpoints.model_name, "messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
-    typed = {
-        "model": endpoints.model_name,
-        "messages": [{"role": "ROLE_USER", "content": QUESTION}],
-        "sampling": {"temperature": 0},
-    }
-    yield f"\n  HTTP   {endpoints.http_url}/v1"
-    yield f"  gRPC   {endpoints.grpc_address}\n"
-    yield f"curl {endpoints.http_url}/v1/chat/completions -H 'Content-Type: application/json' -d {_quoted(asked)}"
-    yield f"grpcurl -plaintext -d {_quoted(typed)} {endpoints.grpc_address} glm_cluster.v1.Glm/Chat"
-    yield f"{_program()} chat --url {endpoints.http_url}"
-
-
-def _program() -> str:
-    """This command as it was called, so that it is found again where it is not on the PATH."""
-    return sys.argv[0] if Path(sys.argv[0]).name == "glm-cluster" else "glm-cluster"
-
-
-def _quoted(body: Mapping[str, object]) -> str:
-    return shlex.quote(json.dumps(body))
+        serve(config=config, host=host, port=port, grpc_port=grpc_port, on_stage=stages.show, on_ready=on_ready)
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -259,12 +149,13 @@ def _generate(options: argparse.Namespace) -> None:
 
     prepare_threads()
     from glm_cluster.config import EngineConfig
+    from glm_cluster.launch import engine_with_room, model_directory
     from glm_cluster.offline import Offline
     from glm_cluster.records import SamplingParams
     from glm_cluster.terminal import progress_bars
 
-    settings = {"model": str(_model_directory(options.model)), "dtype": options.dtype, "device": options.device}
-    config, checkpoint = _with_room(EngineConfig.from_mapping(settings))
+    settings = {"model": str(model_directory(options.model)), "dtype": options.dtype, "device": options.device}
+    config, checkpoint = engine_with_room(EngineConfig.from_mapping(settings))
     with progress_bars() as on_progress:
         offline = Offline.load(config, on_progress=on_progress)
     sampling = SamplingParams(

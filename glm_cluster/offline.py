@@ -3,7 +3,6 @@
 Knows engine and text. Knows no Ray and no wire.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,12 @@ from typing import Self
 
 from glm_cluster.config import EngineConfig
 from glm_cluster.engine.engine import Engine, open_engine
+from glm_cluster.model.config import GlmConfig
 from glm_cluster.records import GenerationRequest, SamplingParams
 from glm_cluster.text.chat import ChatTemplate, model_opens_line
 from glm_cluster.text.stream import Detokenizer
 from glm_cluster.text.tokenizer import Plain, Tokenizer
+from glm_cluster.text.tokenizer_config import TokenizerConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +31,11 @@ class Offline:
         """Read tokenizer and template first: they are quick to refuse."""
         directory = Path(config.model)
         tokenizer = Tokenizer.from_directory(directory)
-        template = ChatTemplate.from_directory(directory, tokenizer) if _has_template(directory) else None
-        return cls(engine=open_engine(config, on_progress=on_progress), tokenizer=tokenizer, template=template)
+        has_template = TokenizerConfig.from_directory(directory).chat_template is not None
+        template = ChatTemplate.from_directory(directory, tokenizer) if has_template else None
+        unused = tokenizer.unused_ids(GlmConfig.from_directory(directory).vocab_size)
+        engine = open_engine(config, on_progress=on_progress, unused_token_ids=unused)
+        return cls(engine=engine, tokenizer=tokenizer, template=template)
 
     def answer(self, prompt: str, sampling: SamplingParams) -> Iterator[str]:
         """Yield the answer as it is generated, never half a character."""
@@ -45,10 +49,3 @@ class Offline:
                 shown = event.tokens[:-1] if event.finish == "stop" else event.tokens
                 yield characters.push(shown)
         yield characters.finish()
-
-
-def _has_template(directory: Path) -> bool:
-    config = directory / "tokenizer_config.json"
-    return (directory / "chat_template.jinja").is_file() or (
-        config.is_file() and bool(json.loads(config.read_text(encoding="utf-8")).get("chat_template"))
-    )

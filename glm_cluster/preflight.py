@@ -16,7 +16,6 @@ from glm_cluster.errors import CheckpointError, ConfigError
 from glm_cluster.model.checkpoint import Checkpoint
 from glm_cluster.model.config import GlmConfig
 from glm_cluster.model.sharding import Sharding
-from glm_cluster.records import Task
 from glm_cluster.text.tokenizer import Tokenizer
 
 GIB = 1024**3
@@ -43,8 +42,8 @@ def check_ports(host: str, http_port: int, grpc_port: int) -> None:
     _check_port(host, grpc_port, "--grpc-port")
 
 
-def check_checkpoint(engine: EngineConfig, *, task: Task = "generate") -> GlmConfig:
-    """Refuse a directory that does not hold a whole checkpoint for a task, and a group size that does not divide it.
+def check_checkpoint(engine: EngineConfig) -> GlmConfig:
+    """Refuse a directory that does not hold a whole checkpoint for the task, and a group size that does not divide it.
 
     Whole: every file is there and as long as its header says, holding every tensor of the task's model in the shape and
     dtype that config.json gives, and the tokenizer is this model's. Weights themselves are not looked at.
@@ -54,7 +53,7 @@ def check_checkpoint(engine: EngineConfig, *, task: Task = "generate") -> GlmCon
         raise CheckpointError(f"{directory}: no such directory; --model takes a directory in Hugging Face's layout")
     config = GlmConfig.from_directory(directory)
     config.check_tp(engine.tp)
-    Checkpoint.open(directory, config).check(Sharding(config, 0, 1).of_task(task))
+    Checkpoint.open(directory, config).check(Sharding(config, 0, 1).of_task(engine.task))
     check_tokenizer(directory, config)
     return config
 
@@ -90,17 +89,30 @@ def choose_device(asked: DeviceName, *, num_gpus: int) -> Choice:
     return Choice("cuda")
 
 
-def check_gpus(engine: EngineConfig, stored: GlmConfig, *, num_replicas: int = 1) -> None:
-    """Refuse a group that the GPUs have no room for. The device has been chosen by now: `auto` is none."""
-    assert engine.device != "auto"
-    if engine.device == "cpu":
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """One model's groups: `num_replicas` times an engine. Its device has been chosen: `auto` is none."""
+
+    engine: EngineConfig
+    stored: GlmConfig
+    num_replicas: int = 1
+
+
+def check_gpus(demands: Sequence[Demand]) -> None:
+    """Refuse groups that the GPUs have no room for. Ray picks a group's cards, so each must hold the largest rank."""
+    on_cuda = [demand for demand in demands if demand.engine.device == "cuda"]
+    if not on_cuda:
         return
     gpus = visible_gpus()
     if not gpus:
         raise ConfigError("device cuda was asked for and no NVIDIA GPU is visible; check nvidia-smi, or --device cpu")
     if torch_is_cpu_build():
         raise ConfigError("device cuda was asked for and the installed torch is a CPU build; install PyPI's own build")
-    check_room(gpus, num_gpus=engine.tp * num_replicas, rank_bytes=rank_bytes(engine, stored))
+    check_room(
+        gpus,
+        num_gpus=sum(demand.engine.tp * demand.num_replicas for demand in on_cuda),
+        rank_bytes=max(rank_bytes(demand.engine, demand.stored) for demand in on_cuda),
+    )
 
 
 def check_room(gpus: Sequence[Gpu], *, num_gpus: int, rank_bytes: int) -> None:

@@ -47,6 +47,10 @@ class GlmModel(PretrainedModel):
         """Itself."""
         return self
 
+    def get_input_embeddings(self) -> VocabEmbedding:
+        """The token embedding."""
+        return self.embed_tokens
+
     def shards(self) -> dict[str, Shard]:
         """This rank's part of each tensor, by the name it has in a whole checkpoint."""
         return Sharding(self.config, self.ranks.rank, self.ranks.size).decoder()

@@ -3,28 +3,21 @@
 Source: HF `PreTrainedModel` (transformers 5.0.0rc1 and 5.23), for the methods that a GLM user calls.
 """
 
-import json
-import re
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from glm_cluster.errors import ConfigError
 from glm_cluster.model.config import GlmConfig
 from glm_cluster.model.layers import RMSNorm, VocabEmbedding
 from glm_cluster.model.outputs import ModelOutput
-from glm_cluster.model.ranks import Ranks
+from glm_cluster.model.ranks import Ranks, choose_device
 from glm_cluster.model.sharding import Shard
+from glm_cluster.model.weights import fill_or_make, groups, num_bytes, write_shards
 
-if TYPE_CHECKING:
-    from glm_cluster.model.glm import GlmModel
-
-_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _NEW_ROW_SCALE = 1e-9  # of the covariance that new embedding rows are drawn with
 
 
@@ -40,7 +33,7 @@ class PretrainedModel(nn.Module):
         self.ranks = ranks or Ranks.single()
 
     @property
-    def decoder(self) -> "GlmModel":
+    def decoder(self) -> "PretrainedModel":
         """The `GlmModel` within."""
         raise NotImplementedError
 
@@ -78,7 +71,6 @@ class PretrainedModel(nn.Module):
         run.
         """
         from glm_cluster.model.hub import resolve
-        from glm_cluster.model.loading import choose_device, load_pretrained
 
         note_trust(trust_remote_code)
         directory = resolve(name_or_directory)
@@ -87,10 +79,12 @@ class PretrainedModel(nn.Module):
             raise TypeError(f"from_pretrained does not know {', '.join(sorted(unknown))}")
         config = config.replace(**changes)
         to = _torch_dtype(dtype if torch_dtype is None else torch_dtype, config)
-        num_bytes = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
-        model = load_pretrained(cls, directory, config, dtype=to, device=choose_device(device_map, num_bytes))
+        stored_bytes = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+        with torch.device("meta"):
+            model = cls(config)
+        fill_or_make(model, directory, dtype=to, device=choose_device(device_map, stored_bytes))
         model.after_loading(directory)
-        return model
+        return model.eval()
 
     def after_loading(self, directory: Path) -> None:
         """Take what else the directory holds for this class."""
@@ -107,7 +101,7 @@ class PretrainedModel(nn.Module):
             tensors.pop("lm_head.weight", None)
         for stale in (*directory.glob("model*.safetensors"), directory / "model.safetensors.index.json"):
             stale.unlink(missing_ok=True)
-        write_shards(directory, list(_groups(tensors, _num_bytes(max_shard_size))))
+        write_shards(directory, list(groups(tensors, num_bytes(max_shard_size))))
 
     def init_weights(self) -> None:
         """HF's fresh weights: N(0, initializer_range), biases and the padding row 0, norms 1. Nothing on `meta`."""
@@ -134,7 +128,7 @@ class PretrainedModel(nn.Module):
 
     def get_input_embeddings(self) -> VocabEmbedding:
         """The token embedding."""
-        return self.decoder.embed_tokens
+        return self.decoder.get_input_embeddings()
 
     def get_output_embeddings(self) -> nn.Linear | None:
         """The language-model head; None where there is none."""
@@ -191,45 +185,6 @@ def note_trust(trust_remote_code: bool) -> None:
     """Say, once in a process, that a checkpoint's own code is not run whatever is asked."""
     if trust_remote_code:
         warnings.warn("trust_remote_code=True changes nothing: no code of a checkpoint is ever run here", stacklevel=1)
-
-
-def write_shards(directory: Path, groups: list[dict[str, Tensor]]) -> None:
-    """One safetensors file a group, and an index where there are several, named as HF names them."""
-    total = sum(t.numel() * t.element_size() for group in groups for t in group.values())
-    count = sum(t.numel() for group in groups for t in group.values())
-    weight_map: dict[str, str] = {}
-    for number, group in enumerate(groups, 1):
-        file = "model.safetensors" if len(groups) == 1 else f"model-{number:05}-of-{len(groups):05}.safetensors"
-        save_file(group, directory / file, metadata={"format": "pt"})
-        (directory / file).chmod(0o644)  # the library leaves it to its owner alone
-        weight_map |= dict.fromkeys(group, file)
-    if len(groups) > 1:
-        index = {"metadata": {"total_size": total, "total_parameters": count}, "weight_map": weight_map}
-        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-        (directory / "model.safetensors.index.json").write_text(text, encoding="utf-8")
-
-
-def _groups(tensors: dict[str, Tensor], limit: int) -> Iterator[dict[str, Tensor]]:
-    """Tensors in order, as many together as `limit` bytes hold; a larger one stands alone."""
-    group: dict[str, Tensor] = {}
-    size = 0
-    for name, tensor in tensors.items():
-        num_bytes = tensor.numel() * tensor.element_size()
-        if group and size + num_bytes > limit:
-            yield group
-            group, size = {}, 0
-        group[name] = tensor
-        size += num_bytes
-    yield group
-
-
-def _num_bytes(size: int | str) -> int:
-    if isinstance(size, int):
-        return size
-    match = re.fullmatch(r"(\d+)\s*([KMG]?I?B)", size.upper())
-    if match is None:
-        raise ConfigError(f"max_shard_size must be a number of bytes or a string like 5GB, not {size!r}")
-    return int(match[1]) * _UNITS[match[2]]
 
 
 def _torch_dtype(dtype: str | torch.dtype | None, config: GlmConfig) -> torch.dtype:

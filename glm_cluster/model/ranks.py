@@ -118,6 +118,21 @@ def resolve_device(name: str) -> str:
     return name
 
 
+def choose_device(device_map: object, num_bytes: int) -> torch.device:
+    """Where HF's `device_map` puts a whole model: a named device, or for "auto" CUDA if there is room, else the CPU."""
+    if isinstance(device_map, dict):
+        if set(device_map) != {""}:
+            raise ConfigError('device_map places the whole model: give "auto", a device, or {"": device}')
+        device_map = device_map[""]
+    if device_map is None:
+        return torch.device("cpu")
+    if device_map != "auto":
+        return torch.device(device_map)  # type: ignore[call-overload, no-any-return]
+    if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > num_bytes:
+        return torch.device("cuda")
+    return torch.device("cpu")
+
+
 def _gloo(store: Store, rank: int, size: int, host: str) -> dist.ProcessGroup:
     options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._timeout = timedelta(seconds=COLLECTIVE_TIMEOUT_S)

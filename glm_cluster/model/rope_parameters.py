@@ -31,8 +31,8 @@ def rope_parameters(raw: Mapping[str, Any], max_position_embeddings: int) -> dic
         value = raw.get(key)
         if value is not None and not isinstance(value, Mapping):
             raise ConfigError(f"{key} must be a mapping, not {value!r}")
-        given |= dict(value or {})
-    kind = given.get("rope_type", given.get("type", "default"))
+        given |= _with_type(value or {})
+    kind = given.get("rope_type", "default")
     if not isinstance(kind, str) or kind not in _REQUIRED:
         raise ConfigError(f"rope type {kind!r} is not supported; there are {', '.join(_REQUIRED)}")
     given["rope_type"] = kind
@@ -59,6 +59,11 @@ def context_limit(rope: Mapping[str, Any], max_position_embeddings: int) -> int:
             return int(max_position_embeddings * rope["factor"])
         case _:
             return max_position_embeddings
+
+
+def _with_type(rope: Mapping[str, Any]) -> dict[str, Any]:
+    """The mapping with v4's `type` under today's name too, so that of two mappings the later one's counts."""
+    return {**rope, **({"rope_type": rope["type"]} if "type" in rope and "rope_type" not in rope else {})}
 
 
 def _fill(given: dict[str, Any], raw: Mapping[str, Any], name: str, default: float) -> None:

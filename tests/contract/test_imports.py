@@ -25,9 +25,10 @@ ALLOWED = {
     "chat": {"errors"},
     "auto": {"model", "text", *RECORDS},  # what a user imports in the place of transformers
     "catalogue": {"model"},
-    "offline": {"engine", "text", *RECORDS},
-    "preflight": {"model", *RECORDS},
-    "cli": {"catalogue", "deploy", "model", "terminal", "chat", "offline", "preflight", *RECORDS},
+    "launch": {"deploy", "model", "preflight", "terminal", *RECORDS},
+    "offline": {"engine", "model", "text", *RECORDS},
+    "preflight": {"model", "text", *RECORDS},
+    "cli": {"catalogue", "deploy", "launch", "model", "terminal", "chat", "offline", "preflight", *RECORDS},
 }
 # library -> the parts that may import it
 CONFINED = {

@@ -21,7 +21,7 @@ TOP_LEVEL = {
     "pyproject.toml",
     "tests",
 }
-TESTS = {"unit", "contract", "parallel", "cluster", "gpu", "install", "bench", "support"}
+TESTS = {"unit", "contract", "parallel", "cluster", "gpu", "install", "bench", "support", "oracle"}
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from glm_cluster.cli import build_parser, greeting
+from glm_cluster.cli import build_parser
+from glm_cluster.launch import greeting
 
 Blocks = list[tuple[str, str]]
 LANGUAGES = {"bash", "python", "text", ""}

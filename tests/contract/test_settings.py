@@ -6,8 +6,16 @@ from dataclasses import fields
 from pydantic import BaseModel
 
 from glm_cluster.api import openai
-from glm_cluster.config import ClusterConfig, EngineConfig
-from glm_cluster.records import GenerationRequest, ModelInfo, ReplicaLoad, SamplingParams, TokenEvent
+from glm_cluster.config import ClusterConfig, EngineConfig, ModelConfig
+from glm_cluster.records import (
+    Encoded,
+    EncodeRequest,
+    GenerationRequest,
+    ModelInfo,
+    ReplicaLoad,
+    SamplingParams,
+    TokenEvent,
+)
 
 Modules = dict[str, ast.Module]
 
@@ -24,13 +32,13 @@ def attributes_read(modules: Modules, *, outside: str) -> set[str]:
 
 
 def test_every_setting_has_a_reader(modules: Modules) -> None:
-    settings = {field.name for cls in (EngineConfig, ClusterConfig) for field in fields(cls)}
+    settings = {field.name for cls in (EngineConfig, ModelConfig, ClusterConfig) for field in fields(cls)}
     unused = settings - attributes_read(modules, outside="glm_cluster.config")
     assert not unused, f"settings nobody reads: {sorted(unused)}"
 
 
 def test_every_record_field_has_a_reader(modules: Modules) -> None:
-    records = (SamplingParams, GenerationRequest, TokenEvent, ReplicaLoad, ModelInfo)
+    records = (SamplingParams, GenerationRequest, EncodeRequest, Encoded, TokenEvent, ReplicaLoad, ModelInfo)
     unused = {f"{cls.__name__}.{field.name}" for cls in records for field in fields(cls)} - {
         f"{cls.__name__}.{name}" for cls in records for name in attributes_read(modules, outside="glm_cluster.records")
     }

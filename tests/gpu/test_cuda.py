@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from support.checkpoints import oracle, oracle_greedy
-from support.engines import drain, mixed_requests
+from support.engines import drain, encode, encode_requests, mixed_requests
 from support.groups import on_every_rank
 from torch.distributed import HashStore
 
@@ -22,7 +22,7 @@ from glm_cluster.engine.engine import Engine, open_engine
 from glm_cluster.engine.plan import StepOutput, StepPlan
 from glm_cluster.engine.runner import ModelRunner
 from glm_cluster.model.ranks import Ranks, connect_store, open_store
-from glm_cluster.records import GenerationRequest, SamplingParams
+from glm_cluster.records import GenerationRequest, SamplingParams, Task
 
 pytestmark = [
     pytest.mark.gpu,
@@ -61,6 +61,18 @@ def test_reentry_continues_the_undisturbed_run(checkpoint: Callable[..., Path]) 
         for k in range(len(whole)):
             tail = drain(engine, [replace(request, output=whole[:k])])[request.request_id]
             assert whole[:k] + tail == whole
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("task", ["classify", "classify-tokens", "embed"])
+def test_a_head_s_bits_do_not_depend_on_the_batch(checkpoint: Callable[..., Path], task: Task, dtype: str) -> None:
+    model = str(checkpoint(task=task, num_labels=5))
+    config = EngineConfig(model=model, task=task, dtype=dtype, device="cuda", kv_cache_bytes=64 * 2**20)
+    requests = encode_requests(10, task=task, vocab_size=301)
+    alone = {name: one.values for request in requests for name, one in encode(open_engine(config), [request]).items()}
+    for step_tokens in (512, 7):
+        together = encode(open_engine(replace(config, step_tokens=step_tokens)), requests)
+        assert {name: one.values for name, one in together.items()} == alone
 
 
 def test_gloo_over_cuda_tensors_gives_the_ids_of_one_rank(checkpoint: Callable[..., Path]) -> None:

@@ -13,10 +13,12 @@ import pytest
 from support.hollow import write_hollow
 
 from glm_cluster import __version__, preflight
-from glm_cluster.cli import build_parser, greeting, main, serve_args
+from glm_cluster.cli import build_parser, main
+from glm_cluster.config import ClusterConfig, EngineConfig
 from glm_cluster.deploy.files import IMPORT_PATH, ServeFile
 from glm_cluster.deploy.local import Endpoints
 from glm_cluster.errors import ConfigError
+from glm_cluster.launch import greeting, serve_args
 from glm_cluster.model.demo import default_directory
 from glm_cluster.model.recipes import load_recipe, recipe_names
 from glm_cluster.preflight import GIB, Gpu
@@ -244,7 +246,8 @@ def test_serve_hands_over_and_greets(
     monkeypatch.setattr(preflight, "visible_gpus", lambda: (Gpu("0", "RTX", GIB, GIB),))
     monkeypatch.setattr(preflight, "torch_is_cpu_build", lambda: False)
     assert main(["serve", "--model", str(checkpoint), "--tp", "2", *free_ports]) == 0
-    assert handed["args"] == {"model": str(checkpoint.resolve()), "tp": 2, "device": "cpu"}
+    (model,) = handed["config"].models
+    assert model.engine == EngineConfig(model=str(checkpoint.resolve()), tp=2, device="cpu")
     assert [handed["host"], str(handed["port"]), str(handed["grpc_port"])] == ["127.0.0.1", *free_ports[1::2]]
     captured = capsys.readouterr()
     said, stage = captured.err.splitlines()
@@ -283,6 +286,23 @@ def test_demo_is_announced_by_what_is_served_not_by_its_name(
     for directory, announced in ((cached, True), (elsewhere, False)):
         assert main(["serve", "--model", str(directory), *free_ports]) == 0
         assert ("SmolLM2-135M" in capsys.readouterr().out) is announced
+
+
+def test_flags_do_not_choose_among_several_models() -> None:
+    file = ServeFile(args={"models": [{"model": "/a"}, {"model": "/b"}]})
+    assert serve_args(parse("serve", "--config", "x", "--port", "1"), file) == file.args
+    with pytest.raises(ConfigError, match="--tp, --device cannot say which"):
+        serve_args(parse("serve", "--config", "x", "--tp", "2", "--device", "cpu"), file)
+
+
+def test_greeting_shows_each_task() -> None:
+    raw = [{"model": "/m/a"}, {"model": "/m/b", "task": "classify"}, {"model": "/m/c", "task": "embed"}]
+    models = ClusterConfig.from_mapping({"models": raw}).models
+    lines = list(greeting(Endpoints("http://h:1", "h:2", "a", models), demo=False))
+    assert any("Serving a, b, c." in line for line in lines)
+    curls = [shlex.split(line) for line in lines if line.startswith("curl ")]
+    asked = [(words[1].removeprefix("http://h:1"), json.loads(words[-1])["model"]) for words in curls]
+    assert asked == [("/v1/chat/completions", "a"), ("/v1/classify", "b"), ("/v1/embeddings", "c")]
 
 
 @pytest.mark.parametrize("demo", [True, False])

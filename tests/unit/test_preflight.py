@@ -22,6 +22,7 @@ from glm_cluster.model.checkpoint import INDEX_FILE, SINGLE_FILE
 from glm_cluster.model.config import GlmConfig
 from glm_cluster.preflight import (
     GIB,
+    Demand,
     Gpu,
     check_checkpoint,
     check_gpus,
@@ -155,13 +156,13 @@ def test_tensor_of_another_shape_is_named(checkpoint: Path) -> None:
 @pytest.mark.parametrize("task", ["classify", "classify-tokens"])
 def test_a_classifier_needs_its_head(task: Task, checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"'score.*missing"):
-        check_checkpoint(EngineConfig(model=str(checkpoint)), task=task)
-    check_checkpoint(EngineConfig(model=str(write_hollow(tmp_path / task, task=task))), task=task)
+        check_checkpoint(EngineConfig(model=str(checkpoint), task=task))
+    check_checkpoint(EngineConfig(model=str(write_hollow(tmp_path / task, task=task)), task=task))
 
 
 def test_a_classifier_does_not_generate_but_embeds(tmp_path: Path) -> None:
     engine = EngineConfig(model=str(write_hollow(tmp_path, task="classify")))
-    check_checkpoint(engine, task="embed")
+    check_checkpoint(replace(engine, task="embed"))
     with pytest.raises(CheckpointError, match=r"'lm_head\.weight' is missing"):
         check_checkpoint(engine)
 
@@ -281,9 +282,9 @@ def test_gpus_are_looked_at_when_they_are_used(
     stored = GlmConfig.from_directory(checkpoint)
     if refused:
         with pytest.raises(ConfigError):
-            check_gpus(engine, stored)
+            check_gpus([Demand(engine, stored)])
     else:
-        check_gpus(engine, stored)
+        check_gpus([Demand(engine, stored)])
 
 
 def test_replicas_multiply(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,14 +292,29 @@ def test_replicas_multiply(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(preflight, "torch_is_cpu_build", lambda: False)
     engine = EngineConfig(model=str(checkpoint), tp=2, device="cuda")
     with pytest.raises(ConfigError, match="4 GPUs are needed"):
-        check_gpus(engine, GlmConfig.from_directory(checkpoint), num_replicas=2)
+        check_gpus([Demand(engine, GlmConfig.from_directory(checkpoint), num_replicas=2)])
+
+
+def test_models_add_up(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three cards for two models on CUDA; the one on the CPU needs none. Any card may get the largest rank."""
+    monkeypatch.setattr(preflight, "torch_is_cpu_build", lambda: False)
+    stored = GlmConfig.from_directory(checkpoint)
+    demands = [
+        Demand(EngineConfig(model=str(checkpoint), tp=tp, device=device), stored)
+        for tp, device in ((2, "cuda"), (1, "cuda"), (2, "cpu"))
+    ]
+    monkeypatch.setattr(preflight, "visible_gpus", lambda: (CARD, CARD))
+    with pytest.raises(ConfigError, match="3 GPUs are needed"):
+        check_gpus(demands)
+    monkeypatch.setattr(preflight, "visible_gpus", lambda: (CARD, CARD, CARD))
+    check_gpus(demands)
 
 
 def test_cpu_build_of_torch_cannot_be_given_gpus(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "visible_gpus", lambda: (CARD,))
     monkeypatch.setattr(preflight, "torch_is_cpu_build", lambda: True)
     with pytest.raises(ConfigError, match="CPU build"):
-        check_gpus(EngineConfig(model=str(checkpoint), device="cuda"), GlmConfig.from_directory(checkpoint))
+        check_gpus([Demand(EngineConfig(model=str(checkpoint), device="cuda"), GlmConfig.from_directory(checkpoint))])
 
 
 @pytest.mark.parametrize(

@@ -235,3 +235,11 @@ def test_every_published_glm_config_is_understood(shared_data: Path) -> None:
     assert served
     for raw in served.values():
         assert GlmConfig.from_mapping(raw).num_hidden_layers == raw["num_hidden_layers"]
+
+
+def test_a_scaling_can_be_put_over_a_config() -> None:
+    """A v4 mapping names its type `type`; the `rope_type` of the config it goes over must not win."""
+    config = GlmConfig(rope_theta=5e6, max_position_embeddings=32768).replace(
+        rope_scaling={"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    )
+    assert (config.rope_parameters["rope_type"], config.rope_theta, config.context_limit) == ("yarn", 5e6, 131072)

@@ -1,0 +1,165 @@
+"""What `serve` starts: settings from flags and file, checked against the machine; and what it says once it runs.
+
+Knows settings, checkpoints and GPUs. Starts nothing: it hands a ClusterConfig to `deploy.local`.
+"""
+
+import json
+import shlex
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from glm_cluster.config import ClusterConfig, EngineConfig
+from glm_cluster.errors import ConfigError
+from glm_cluster.model.config import GlmConfig
+from glm_cluster.preflight import Demand, check_checkpoint, check_gpus, choose_device
+from glm_cluster.records import Task
+
+if TYPE_CHECKING:  # ray
+    from glm_cluster.deploy.files import ServeFile
+    from glm_cluster.deploy.local import Endpoints
+
+DEMO = "demo"
+QUESTION = "What is the capital of France?"
+_ROUTES: Mapping[Task, str] = {
+    "classify": "/v1/classify",
+    "classify-tokens": "/v1/classify_tokens",
+    "embed": "/v1/embeddings",
+}
+
+
+def serve_args(options: Namespace, file: "ServeFile") -> dict[str, object]:
+    """The mapping of ClusterConfig: the file's values, overridden by the flags that were given."""
+    args = dict(file.args)
+    if "models" in args:
+        return _of_several(options, args)
+    if options.model is not None or "model" not in args:
+        name = options.model or DEMO
+        args.pop("model_name", None)  # the name of the file's model
+        args["model"] = str(model_directory(name))
+        if (served_as := _recipe_name(name)) is not None:
+            args["model_name"] = served_as
+    flags = {"tp": options.tp, "dtype": options.dtype, "device": options.device}
+    args |= {name: value for name, value in flags.items() if value is not None}
+    if options.replicas is not None:
+        args["min_replicas"], args["max_replicas"] = _replicas(options.replicas)
+    return args
+
+
+def _of_several(options: Namespace, args: dict[str, object]) -> dict[str, object]:
+    """A file's list of models is taken as it stands: a flag would not say which of them it means."""
+    given = [
+        f"--{name}" for name in ("model", "tp", "replicas", "dtype", "device") if getattr(options, name) is not None
+    ]
+    if given:
+        raise ConfigError(f"{', '.join(given)} cannot say which of the file's models is meant; set it in the file")
+    return args
+
+
+def _replicas(text: str) -> tuple[int, int]:
+    low, colon, high = text.partition(":")
+    try:
+        return int(low), int(high if colon else low)
+    except ValueError as error:
+        raise ConfigError(f"--replicas takes a number or MIN:MAX, not {text!r}") from error
+
+
+def model_directory(name: str) -> Path:
+    """The directory of a checkpoint given by path, recipe or hub repository, fetching it where need be."""
+    from glm_cluster.model.hub import resolve
+    from glm_cluster.terminal import progress_bars
+
+    if Path(name).is_dir():
+        return resolve(name)
+    with progress_bars() as on_progress:
+        return resolve(name, on_progress=on_progress)
+
+
+def _recipe_name(name: str) -> str | None:
+    """What a model fetched by name is served as: a cache's directories are named after commits. None for a path."""
+    from glm_cluster.model.recipes import find_recipe
+
+    if Path(name).is_dir():
+        return None
+    recipe = find_recipe(name)
+    return name.rsplit("/", 1)[-1] if recipe is None else recipe.name
+
+
+def with_room(config: ClusterConfig) -> ClusterConfig:
+    """The settings with every `auto` replaced by a device; refused where a model does not fit this machine."""
+    stored = [check_checkpoint(model.engine) for model in config.models]
+    engines = _placed([(model.engine, model.min_replicas) for model in config.models], stored)
+    models = tuple(replace(model, engine=engine) for model, engine in zip(config.models, engines, strict=True))
+    return replace(config, models=models)
+
+
+def engine_with_room(engine: EngineConfig) -> tuple[EngineConfig, GlmConfig]:
+    """The same for one engine in this process, and what its checkpoint says."""
+    stored = check_checkpoint(engine)
+    (placed,) = _placed([(engine, 1)], [stored])
+    return placed, stored
+
+
+def _placed(engines: Sequence[tuple[EngineConfig, int]], stored: Sequence[GlmConfig]) -> list[EngineConfig]:
+    num_gpus = sum(engine.tp * replicas for engine, replicas in engines if engine.device != "cpu")
+    placed, reasons = [], []
+    for engine, _ in engines:
+        chosen = choose_device(engine.device, num_gpus=num_gpus)
+        placed.append(replace(engine, device=chosen.device))
+        reasons += [chosen.why] if chosen.why else []
+    for why in dict.fromkeys(reasons):
+        print(why, file=sys.stderr)
+    counts = [replicas for _, replicas in engines]
+    check_gpus([Demand(*demand) for demand in zip(placed, stored, counts, strict=True)])
+    return placed
+
+
+def is_demo(directory: str) -> bool:
+    """Whether this is the demo model in the user's cache, whatever it is served as."""
+    from glm_cluster.model.demo import default_directory
+    from glm_cluster.model.recipes import WheelSource, load_recipe
+
+    source = load_recipe(DEMO).source
+    return isinstance(source, WheelSource) and Path(directory).resolve() == default_directory(source.version).resolve()
+
+
+def greeting(endpoints: "Endpoints", *, demo: bool) -> Iterator[str]:
+    """What a person needs to try the cluster, each line ready to paste."""
+    tasks: dict[str, Task] = {model.name: model.engine.task for model in endpoints.models}
+    tasks = tasks or {endpoints.model_name: "generate"}
+    yield f"\nServing {', '.join(tasks)}. Ctrl-C stops everything."
+    if demo:
+        yield "The demo weights are SmolLM2-135M-Instruct in GLM's architecture, not a GLM checkpoint."
+    yield f"\n  HTTP   {endpoints.http_url}/v1"
+    yield f"  gRPC   {endpoints.grpc_address}\n"
+    for name, task in tasks.items():
+        yield from _chats(endpoints, name) if task == "generate" else _encodes(endpoints, name, task)
+    if "generate" in tasks.values():
+        yield f"{_program()} chat --url {endpoints.http_url}"
+
+
+def _chats(endpoints: "Endpoints", name: str) -> Iterator[str]:
+    asked = {"model": name, "messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
+    typed = {"model": name, "messages": [{"role": "ROLE_USER", "content": QUESTION}], "sampling": {"temperature": 0}}
+    yield _curl(f"{endpoints.http_url}/v1/chat/completions", asked)
+    yield f"grpcurl -plaintext -d {_quoted(typed)} {endpoints.grpc_address} glm_cluster.v1.Glm/Chat"
+
+
+def _encodes(endpoints: "Endpoints", name: str, task: Task) -> Iterator[str]:
+    yield _curl(endpoints.http_url + _ROUTES[task], {"model": name, "input": [QUESTION]})
+
+
+def _curl(url: str, body: Mapping[str, object]) -> str:
+    return f"curl {url} -H 'Content-Type: application/json' -d {_quoted(body)}"
+
+
+def _quoted(body: Mapping[str, object]) -> str:
+    return shlex.quote(json.dumps(body))
+
+
+def _program() -> str:
+    """This command as it was called, so that it is found again where it is not on the PATH."""
+    return sys.argv[0] if Path(sys.argv[0]).name == "glm-cluster" else "glm-cluster"
