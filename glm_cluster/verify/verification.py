@@ -86,6 +86,7 @@ def compare(
 ) -> Report:
     """Compare a checkpoint with a given oracle, which may be looking at another directory."""
     config = GlmConfig.from_directory(directory)
+    _check_kind(directory, config)
     sizes = _sizes(config, tp)
     resolved = _resolve_dtype(config, dtype)
     made = _Checks(on_check)
@@ -183,6 +184,14 @@ def _prompt_ids(config: GlmConfig, served: ServedText | None, prompts: Sequence[
             raise ConfigError(f"a prompt is empty, or has ids that this model of {config.vocab_size} ids does not know")
     avoid = {*config.eos_token_ids, -1 if config.pad_token_id is None else config.pad_token_id}
     return random_prompts(_RANDOM_LENGTHS, vocab_size=config.vocab_size, avoid=avoid)
+
+
+def _check_kind(directory: Path, config: GlmConfig) -> None:
+    """Refuse what continues no text."""
+    named = config.extra.get("architectures") or ()
+    kinds = ("Model", "ForSequenceClassification", "ForTokenClassification")
+    if others := [name for name in map(config.architecture, kinds) if name in named]:
+        raise ConfigError(f"{directory} holds a {others[0]}; only language models are compared")
 
 
 def _sizes(config: GlmConfig, tp: Sequence[int] | None) -> tuple[int, ...]:

@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.chatglm import write_chatglm, write_thudm_tokenizer
-from support.checkpoints import edit_json, write_checkpoint
+from support.checkpoints import TINY, edit_json, write_checkpoint
 from support.tiny_text import TEMPLATE, VOCAB_SIZE, write_tiny_text
+from transformers import Glm4Config, Glm4ForCausalLM, GlmConfig, GlmForSequenceClassification
 
 from glm_cluster.engine import memory
 from glm_cluster.errors import CheckpointError, ConfigError
@@ -92,6 +93,24 @@ def test_without_a_tokenizer_ids_are_drawn(checkpoint: Callable[..., Path]) -> N
     assert skipped == {"tokenizer", "chat template", "padding rows"}
     with pytest.raises(ConfigError, match="a checkpoint with a tokenizer"):
         verify(checkpoint(), prompts=["hi"])
+
+
+def test_glm4_with_yarn_and_settings_of_generation_is_equal(tmp_path: Path) -> None:
+    """generation_config.json's penalties and sampling are no part of the comparison; its end-of-sequence ids are."""
+    torch.manual_seed(0)
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "rope_theta": 1e4}
+    Glm4ForCausalLM(Glm4Config(**TINY, rope_parameters=rope)).save_pretrained(tmp_path)
+    settings = {"do_sample": True, "temperature": 0.7, "repetition_penalty": 1.5, "eos_token_id": [5, 9]}
+    (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+    report = verify(tmp_path, **QUICK)
+    assert report.first_difference is None
+    assert _verdicts(report)["config"] == _verdicts(report)["greedy (plain forward)"] == "equal"
+
+
+def test_a_classifier_is_refused(tmp_path: Path) -> None:
+    GlmForSequenceClassification(GlmConfig(**TINY)).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="holds a GlmForSequenceClassification"):
+        verify(tmp_path)
 
 
 @pytest.mark.parametrize("changes", [{}, {"multi_query_attention": False, "tie_word_embeddings": True}], ids=str)
