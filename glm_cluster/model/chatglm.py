@@ -13,18 +13,19 @@ from glm_cluster.model.config import GlmConfig
 from glm_cluster.model.sharding import Shard
 
 BASE_THETA = 10000.0
-_RENAMED = {
-    "padded_vocab_size": "vocab_size",
-    "ffn_hidden_size": "intermediate_size",
-    "num_layers": "num_hidden_layers",
-    "kv_channels": "head_dim",
-    "seq_length": "max_position_embeddings",
-    "layernorm_epsilon": "rms_norm_eps",
-    "add_qkv_bias": "attention_bias",
+# THUDM's key -> HF's, and THUDM's own value where the key is absent
+_RENAMED: Mapping[str, tuple[str, Any]] = {
+    "padded_vocab_size": ("vocab_size", 65024),
+    "hidden_size": ("hidden_size", 4096),
+    "ffn_hidden_size": ("intermediate_size", 13696),
+    "num_layers": ("num_hidden_layers", 28),
+    "num_attention_heads": ("num_attention_heads", 32),
+    "kv_channels": ("head_dim", 128),
+    "seq_length": ("max_position_embeddings", 2048),
+    "layernorm_epsilon": ("rms_norm_eps", 1e-5),
+    "add_qkv_bias": ("attention_bias", False),
 }
 _KEPT = (
-    "hidden_size",
-    "num_attention_heads",
     "attention_dropout",
     "hidden_dropout",
     "classifier_dropout",
@@ -46,6 +47,7 @@ _FIXED: Mapping[str, tuple[object, object]] = {
     "post_layer_norm": (True, True),
     "apply_residual_connection_post_layernorm": (False, False),
     "original_rope": (True, True),
+    "fp32_residual_connection": (False, False),
     "pre_seq_len": (None, None),
     "quantization_bit": (0, 0),
 }
@@ -75,10 +77,9 @@ def hf_keys(raw: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(ratio, int | float) or isinstance(ratio, bool) or ratio <= 0:
         raise ConfigError(f"rope_ratio must be a number above 0, not {ratio!r}")
     keys: dict[str, Any] = {name: raw[name] for name in _KEPT if name in raw}
-    keys |= {new: raw[old] for old, new in _RENAMED.items() if old in raw}
-    heads = raw.get("num_attention_heads")
+    keys |= {new: raw.get(old, absent) for old, (new, absent) in _RENAMED.items()}
     shares = raw.get("multi_query_attention", False)
-    keys["num_key_value_heads"] = raw.get("multi_query_group_num", 1) if shares else heads
+    keys["num_key_value_heads"] = raw.get("multi_query_group_num", 1) if shares else keys["num_attention_heads"]
     return {**keys, "model_type": "glm", "rope_theta": BASE_THETA * ratio, "partial_rotary_factor": 0.5}
 
 
