@@ -29,16 +29,15 @@ MODEL_HELP = "checkpoint directory, a name that `glm-cluster models` lists, or a
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. 0: done; 1: it failed; 2: it was asked for wrongly; 130: Ctrl-C."""
+    """Run one command. 0: done; 1: failed, or `verify` found a difference; 2: asked for wrongly; 130: Ctrl-C."""
     options = build_parser().parse_args(argv)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except GlmError as error:
         print(f"glm-cluster: {error.message}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,6 +53,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     _add_chat(commands)
     _add_models(commands)
+    _add_verify(commands)
+    _add_convert(commands)
     _add_demo_model(commands)
     return parser
 
@@ -107,6 +108,34 @@ def _add_models(commands: "Commands") -> None:
     )
     parser.add_argument("--json", action="store_true", help="as JSON, with everything a recipe says")
     parser.set_defaults(run=_models)
+
+
+def _add_verify(commands: "Commands") -> None:
+    parser = commands.add_parser(
+        "verify",
+        help="compare a checkpoint as we run it with Hugging Face's transformers",
+        description="Compare config, tokenizer, template, logits, tokens, cache paths and tensor-parallel sizes with "
+        "Hugging Face's transformers, or our own plain forward where it is not installed. Exits 1 on a difference.",
+    )
+    parser.add_argument("--model", metavar="PATH|NAME", default=DEMO, help=f"{MODEL_HELP} (default: demo)")
+    parser.add_argument("--against", choices=("auto", "transformers", "self"), default="auto", help="default auto")
+    parser.add_argument("--tp", type=_count, nargs="+", metavar="N", help="sizes to try (default: legal ones up to 4)")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="default auto")
+    parser.add_argument("--max-tokens", type=_count, metavar="N", default=16, help="tokens a prompt (default 16)")
+    parser.add_argument("--prompt", metavar="TEXT", action="append", help="instead of the built-in ones; repeatable")
+    parser.set_defaults(run=_verify)
+
+
+def _add_convert(commands: "Commands") -> None:
+    parser = commands.add_parser(
+        "convert",
+        help="write a checkpoint anew in Hugging Face's layout",
+        description="Write THUDM's `chatglm` files in Hugging Face's layout, or any checkpoint in new shards.",
+    )
+    parser.add_argument("source", metavar="SRC", help=MODEL_HELP)
+    parser.add_argument("target", metavar="DST", type=Path, help="a directory that does not exist or is empty")
+    parser.add_argument("--max-shard-size", metavar="SIZE", default="5GB", help="of one weight file (default 5GB)")
+    parser.set_defaults(run=_convert)
 
 
 def _add_demo_model(commands: "Commands") -> None:
@@ -178,6 +207,39 @@ def _models(options: argparse.Namespace) -> None:
     here = installed(recipes)
     listing = json.dumps(rows(recipes, installed=here), indent=2) if options.json else table(recipes, installed=here)
     print(listing)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from glm_cluster.model.threads import prepare_threads
+
+    prepare_threads()
+    from glm_cluster.launch import model_directory
+    from glm_cluster.verify import render, verify
+
+    report = verify(
+        model_directory(options.model),
+        against=options.against,
+        tp=options.tp,
+        dtype=options.dtype,
+        max_new_tokens=options.max_tokens,
+        prompts=options.prompt,
+        on_check=lambda check: print(f"{check.name}: {check.verdict}", file=sys.stderr),
+    )
+    print(render(report))
+    return 0 if report.first_difference is None else 1
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from glm_cluster.convert import convert_checkpoint
+    from glm_cluster.launch import model_directory
+    from glm_cluster.model.weights import num_bytes
+    from glm_cluster.terminal import progress_bars
+
+    limit = num_bytes(options.max_shard_size)
+    source = model_directory(options.source)
+    with progress_bars() as on_progress:
+        convert_checkpoint(source, options.target, max_shard_bytes=limit, on_progress=on_progress)
+    print(options.target)
 
 
 def _chat(options: argparse.Namespace) -> None:

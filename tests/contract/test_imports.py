@@ -25,28 +25,42 @@ ALLOWED = {
     "chat": {"errors"},
     "auto": {"model", "text", *RECORDS},  # what a user imports in the place of transformers
     "catalogue": {"model"},
+    "convert": {"model", "text", *RECORDS},
+    "verify": {"engine", "model", "text", *RECORDS},
     "launch": {"deploy", "model", "preflight", "terminal", *RECORDS},
     "offline": {"engine", "model", "text", *RECORDS},
     "preflight": {"model", "text", *RECORDS},
-    "cli": {"catalogue", "deploy", "launch", "model", "terminal", "chat", "offline", "preflight", *RECORDS},
+    "cli": {
+        "catalogue",
+        "convert",
+        "deploy",
+        "launch",
+        "verify",
+        "model",
+        "terminal",
+        "chat",
+        "offline",
+        "preflight",
+        *RECORDS,
+    },
 }
 # library -> the parts that may import it
 CONFINED = {
     "ray": {"deploy"},
-    "torch": {"auto", "model", "engine", "deploy"},  # deploy: in its rank processes only, see below
+    "torch": {"auto", "model", "engine", "deploy", "verify"},  # deploy: in its rank processes only, see below
     "fastapi": {"api", "deploy"},
     "starlette": {"api"},
     "grpc": {"api", "deploy"},
     "grpc_health": {"api", "deploy"},
     "zmq": {"deploy"},
     "tokenizers": {"text", "model"},
-    "jinja2": {"text"},
+    "jinja2": {"text", "verify"},
     "pynvml": {"preflight"},
     "gguf": {"model"},
     "httpx": {"chat"},
     "rich": {"terminal", "chat"},
     "huggingface_hub": {"model"},
-    "transformers": set(),
+    "transformers": {"verify"},
 }
 Modules = dict[str, ast.Module]
 

@@ -23,12 +23,14 @@ from glm_cluster.model.demo import default_directory
 from glm_cluster.model.recipes import load_recipe, recipe_names
 from glm_cluster.preflight import GIB, Gpu
 
-COMMANDS = ("serve", "generate", "chat", "models", "demo-model")
+COMMANDS = ("serve", "generate", "chat", "models", "verify", "convert", "demo-model")
 FLAGS = {
     "serve": {"--model", "--tp", "--replicas", "--host", "--port", "--grpc-port", "--dtype", "--device", "--config"},
     "generate": {"--model", "--prompt", "--max-tokens", "--temperature", "--seed", "--dtype", "--device"},
     "chat": {"--url", "--max-tokens"},
     "models": {"--json"},
+    "verify": {"--model", "--against", "--tp", "--dtype", "--max-tokens", "--prompt"},
+    "convert": {"--max-shard-size"},
     "demo-model": set(),
 }
 
