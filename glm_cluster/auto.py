@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from glm_cluster.errors import InvalidRequest
+from glm_cluster.model.checkpoints.hub import resolve
 from glm_cluster.model.config import GlmConfig
-from glm_cluster.model.hub import resolve
 from glm_cluster.text.page_tokenizer import PageTokenizer
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ Knows recipes. Refuses to know where models are: what is installed is told.
 
 from collections.abc import Collection, Iterable, Sequence
 
-from glm_cluster.model.recipes import GpuSetup, HubSource, Recipe
+from glm_cluster.model.checkpoints.recipes import GpuSetup, HubSource, Recipe
 
 HEAD = ("name", "type", "params", "context", "KV/token", "legal tp", "fits on (cards x GB)", "licence")
 HERE = "*"

@@ -200,8 +200,8 @@ def _generate(options: argparse.Namespace) -> None:
 
 def _models(options: argparse.Namespace) -> None:
     from glm_cluster.catalogue import rows, table
-    from glm_cluster.model.hub import installed
-    from glm_cluster.model.recipes import load_recipe, recipe_names
+    from glm_cluster.model.checkpoints.hub import installed
+    from glm_cluster.model.checkpoints.recipes import load_recipe, recipe_names
 
     recipes = [load_recipe(name) for name in recipe_names()]
     here = installed(recipes)
@@ -232,7 +232,7 @@ def _verify(options: argparse.Namespace) -> int:
 def _convert(options: argparse.Namespace) -> None:
     from glm_cluster.convert import convert_checkpoint
     from glm_cluster.launch import model_directory
-    from glm_cluster.model.weights import num_bytes
+    from glm_cluster.model.checkpoints.weights import num_bytes
     from glm_cluster.terminal import progress_bars
 
     limit = num_bytes(options.max_shard_size)
@@ -249,7 +249,7 @@ def _chat(options: argparse.Namespace) -> None:
 
 
 def _demo_model(options: argparse.Namespace) -> None:
-    from glm_cluster.model.demo import ensure_demo_model
+    from glm_cluster.model.checkpoints.demo import ensure_demo_model
     from glm_cluster.terminal import progress_bars
 
     with progress_bars() as on_progress:

@@ -33,7 +33,7 @@ def convert_checkpoint(
     """
     source, target = source.resolve(), target.resolve()
     _check(source, target, max_shard_bytes)
-    from glm_cluster.model.convert import convert_weights  # brings torch
+    from glm_cluster.model.checkpoints.convert import convert_weights  # brings torch
 
     report = on_progress or _ignore
     try:

@@ -69,7 +69,7 @@ def _replicas(text: str) -> tuple[int, int]:
 
 def model_directory(name: str) -> Path:
     """The directory of a checkpoint given by path, recipe or hub repository, fetching it where need be."""
-    from glm_cluster.model.hub import resolve
+    from glm_cluster.model.checkpoints.hub import resolve
     from glm_cluster.terminal import progress_bars
 
     if Path(name).is_dir():
@@ -80,7 +80,7 @@ def model_directory(name: str) -> Path:
 
 def _recipe_name(name: str) -> str | None:
     """What a model fetched by name is served as: a cache's directories are named after commits. None for a path."""
-    from glm_cluster.model.recipes import find_recipe
+    from glm_cluster.model.checkpoints.recipes import find_recipe
 
     if Path(name).is_dir():
         return None
@@ -119,8 +119,8 @@ def _placed(engines: Sequence[tuple[EngineConfig, int]], stored: Sequence[GlmCon
 
 def is_demo(directory: str) -> bool:
     """Whether this is the demo model in the user's cache, whatever it is served as."""
-    from glm_cluster.model.demo import default_directory
-    from glm_cluster.model.recipes import WheelSource, load_recipe
+    from glm_cluster.model.checkpoints.demo import default_directory
+    from glm_cluster.model.checkpoints.recipes import WheelSource, load_recipe
 
     source = load_recipe(DEMO).source
     return isinstance(source, WheelSource) and Path(directory).resolve() == default_directory(source.version).resolve()

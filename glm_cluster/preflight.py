@@ -13,7 +13,7 @@ from pathlib import Path
 
 from glm_cluster.config import DeviceName, EngineConfig
 from glm_cluster.errors import CheckpointError, ConfigError
-from glm_cluster.model.checkpoint import Checkpoint
+from glm_cluster.model.checkpoints.checkpoint import Checkpoint
 from glm_cluster.model.config import GlmConfig
 from glm_cluster.model.sharding import Sharding
 from glm_cluster.text.tokenizer import Tokenizer

@@ -41,6 +41,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def demo_directory() -> Path:
     """The demo model, fetched into the user's cache on first use."""
-    from glm_cluster.model.demo import ensure_demo_model
+    from glm_cluster.model.checkpoints.demo import ensure_demo_model
 
     return ensure_demo_model()

@@ -10,7 +10,7 @@ from glm_cluster.engine.runner import ModelRunner
 from glm_cluster.engine.scheduler import Scheduler
 from glm_cluster.engine.sequence import Request
 from glm_cluster.errors import InvalidRequest
-from glm_cluster.model.checkpoint import Progress
+from glm_cluster.model.checkpoints.checkpoint import Progress
 from glm_cluster.model.ranks import Ranks, resolve_device
 from glm_cluster.records import EncodeRequest, ReplicaLoad, Task, TokenEvent
 

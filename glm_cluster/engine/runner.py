@@ -12,7 +12,7 @@ from glm_cluster.engine.heads import Head, IdRanges, ServedModel, head_of
 from glm_cluster.engine.memory import KvLimits
 from glm_cluster.engine.plan import StepOutput, StepPlan
 from glm_cluster.model.attention import KvCache, PagedAttention
-from glm_cluster.model.checkpoint import Progress
+from glm_cluster.model.checkpoints.checkpoint import Progress
 from glm_cluster.model.loading import load_model, resolve_dtype
 from glm_cluster.model.ranks import Ranks
 from glm_cluster.model.sharding import Sharding

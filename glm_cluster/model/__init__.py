@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from glm_cluster.model.cache import DynamicCache as DynamicCache
     from glm_cluster.model.cache import StaticCache as StaticCache
     from glm_cluster.model.config import GlmConfig as GlmConfig
-    from glm_cluster.model.generation_config import GenerationConfig as GenerationConfig
+    from glm_cluster.model.generation.config import GenerationConfig as GenerationConfig
     from glm_cluster.model.glm import GlmForCausalLM as GlmForCausalLM
     from glm_cluster.model.glm import GlmModel as GlmModel
     from glm_cluster.model.heads import GlmForSequenceClassification as GlmForSequenceClassification
@@ -34,7 +34,7 @@ __all__ = [
 
 _HOMES = {
     "DynamicCache": "cache",
-    "GenerationConfig": "generation_config",
+    "GenerationConfig": "generation.config",
     "GlmConfig": "config",
     "GlmForCausalLM": "glm",
     "GlmForSequenceClassification": "heads",

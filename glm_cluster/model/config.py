@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from glm_cluster.errors import CheckpointError, ConfigError
+from glm_cluster.model.chatglm_keys import hf_keys
 from glm_cluster.model.rope_parameters import context_limit, rope_parameters
 
 CONFIG_FILE = "config.json"
@@ -69,16 +70,12 @@ class GlmConfig:
     @classmethod
     def from_mapping(cls, raw: Mapping[str, Any]) -> Self:
         """From the parsed JSON of a config.json: HF's flat v4 keys, v5 `rope_parameters`, or THUDM's `chatglm` keys."""
-        if raw.get("model_type") == "chatglm":
-            from glm_cluster.model.chatglm import hf_keys
-
-            raw = hf_keys(raw)
-        return cls(**raw)
+        return cls(**(hf_keys(raw) if raw.get("model_type") == "chatglm" else raw))
 
     @classmethod
     def from_pretrained(cls, name_or_directory: str | Path) -> Self:
         """From the config.json of a directory, or of a hub repository where `huggingface_hub` is installed."""
-        from glm_cluster.model.hub import resolve
+        from glm_cluster.model.checkpoints.hub import resolve
 
         path = resolve(name_or_directory) / CONFIG_FILE
         try:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from glm_cluster.model.attention import Attend
 from glm_cluster.model.cache import Cache, DynamicCache
 from glm_cluster.model.config import GlmConfig
-from glm_cluster.model.generation import generate
-from glm_cluster.model.generation_config import GenerationConfig
+from glm_cluster.model.generation.config import GenerationConfig
+from glm_cluster.model.generation.generate import generate
 from glm_cluster.model.layers import DecoderLayer, RMSNorm, VocabEmbedding
 from glm_cluster.model.losses import causal_lm_loss
 from glm_cluster.model.outputs import BaseModelOutputWithPast, CausalLMOutputWithPast

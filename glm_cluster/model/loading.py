@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from glm_cluster.model.checkpoint import Checkpoint, Progress
+from glm_cluster.model.checkpoints.checkpoint import Checkpoint, Progress
+from glm_cluster.model.checkpoints.weights import fill
 from glm_cluster.model.config import GlmConfig
 from glm_cluster.model.glm import GlmForCausalLM, GlmModel
 from glm_cluster.model.heads import GlmForSequenceClassification, GlmForTokenClassification
 from glm_cluster.model.pretrained import PretrainedModel
 from glm_cluster.model.ranks import Ranks
-from glm_cluster.model.weights import fill
 from glm_cluster.records import Task
 
 logger = logging.getLogger(__name__)

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from glm_cluster.errors import ConfigError
+from glm_cluster.model.checkpoints.weights import fill_or_make, groups, num_bytes, write_shards
 from glm_cluster.model.config import GlmConfig
 from glm_cluster.model.layers import RMSNorm, VocabEmbedding
 from glm_cluster.model.outputs import ModelOutput
 from glm_cluster.model.ranks import Ranks, choose_device
 from glm_cluster.model.sharding import Shard
-from glm_cluster.model.weights import fill_or_make, groups, num_bytes, write_shards
 
 _NEW_ROW_SCALE = 1e-9  # of the covariance that new embedding rows are drawn with
 
@@ -70,7 +70,7 @@ class PretrainedModel(nn.Module):
         has not is made anew, with a warning. `trust_remote_code=True` is accepted, and no code of a checkpoint is ever
         run.
         """
-        from glm_cluster.model.hub import resolve
+        from glm_cluster.model.checkpoints.hub import resolve
 
         note_trust(trust_remote_code)
         directory = resolve(name_or_directory)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glm_cluster.errors import CheckpointError
-from glm_cluster.model.checkpoint import Checkpoint
+from glm_cluster.model.checkpoints.checkpoint import Checkpoint
 from glm_cluster.model.config import GlmConfig
 from glm_cluster.model.rope_parameters import rope_parameters
 from glm_cluster.model.sharding import Sharding

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from glm_cluster.model.checkpoint import Checkpoint
+from glm_cluster.model.checkpoints.checkpoint import Checkpoint
 from glm_cluster.model.config import CONFIG_FILE, GlmConfig, read_json
 from glm_cluster.model.sharding import Sharding
 from glm_cluster.text.tokenizer import library_tokenizer

@@ -77,7 +77,7 @@ def imported(tree: ast.AST) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
             assert node.module
-            # `from glm_cluster.model import demo` names the module glm_cluster.model.demo
+            # `from glm_cluster.model import demo` names the module glm_cluster.model.checkpoints.demo
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 

@@ -40,7 +40,7 @@ def test_generate_answers(clean_venv: Path, demo_directory: Path, tmp_path: Path
 
 
 def test_recipes_travel_in_the_wheel(clean_venv: Path, tmp_path: Path) -> None:
-    code = "from glm_cluster.model.recipes import load_recipe; print(load_recipe('demo').name)"
+    code = "from glm_cluster.model.checkpoints.recipes import load_recipe; print(load_recipe('demo').name)"
     shown = subprocess.run(
         [clean_venv / "bin" / "python", "-c", code], check=True, capture_output=True, text=True, cwd=tmp_path
     )

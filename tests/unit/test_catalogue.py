@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from glm_cluster.catalogue import rows, table
-from glm_cluster.model.recipes import Recipe, load_recipe, recipe_names
+from glm_cluster.model.checkpoints.recipes import Recipe, load_recipe, recipe_names
 
 
 @pytest.fixture(scope="module")

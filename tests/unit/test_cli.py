@@ -19,8 +19,8 @@ from glm_cluster.deploy.files import IMPORT_PATH, ServeFile
 from glm_cluster.deploy.local import Endpoints
 from glm_cluster.errors import ConfigError
 from glm_cluster.launch import greeting, serve_args
-from glm_cluster.model.demo import default_directory
-from glm_cluster.model.recipes import load_recipe, recipe_names
+from glm_cluster.model.checkpoints.demo import default_directory
+from glm_cluster.model.checkpoints.recipes import load_recipe, recipe_names
 from glm_cluster.preflight import GIB, Gpu
 
 COMMANDS = ("serve", "generate", "chat", "models", "verify", "convert", "demo-model")

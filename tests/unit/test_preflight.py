@@ -18,7 +18,7 @@ from support.hollow import byte_tokenizer, write_hollow
 from glm_cluster import preflight
 from glm_cluster.config import DeviceName, EngineConfig
 from glm_cluster.errors import CheckpointError, ConfigError
-from glm_cluster.model.checkpoint import INDEX_FILE, SINGLE_FILE
+from glm_cluster.model.checkpoints.checkpoint import INDEX_FILE, SINGLE_FILE
 from glm_cluster.model.config import GlmConfig
 from glm_cluster.preflight import (
     GIB,

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from glm_cluster.model.demo import ensure_demo_model
+from glm_cluster.model.checkpoints.demo import ensure_demo_model
 from glm_cluster.text.alphabet import BYTE_OF, unspell
 from glm_cluster.text.tokenizer import Tokenizer
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from glm_cluster.errors import ConfigError
-from glm_cluster.model.generation_config import (
+from glm_cluster.model.generation.config import (
     DEFAULTS,
     FIELDS,
     UNIMPLEMENTED,
@@ -23,9 +23,9 @@ from glm_cluster.model.generation_config import (
     GenerationConfig,
     TokenIds,
 )
-from glm_cluster.model.processors import AllowedTokens, LogitsProcessor, Prompt, processors_for
-from glm_cluster.model.rows import Cache, Rows
-from glm_cluster.model.stopping import StoppingCriterion, criteria_for, ended, fills
+from glm_cluster.model.generation.processors import AllowedTokens, LogitsProcessor, Prompt, processors_for
+from glm_cluster.model.generation.rows import Cache, Rows
+from glm_cluster.model.generation.stopping import StoppingCriterion, criteria_for, ended, fills
 
 logger = logging.getLogger(__name__)
 

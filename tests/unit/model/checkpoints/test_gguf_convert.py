@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from glm_cluster.errors import CheckpointError
-from glm_cluster.model.gguf_convert import LlamaGguf, convert, glm_config, weights_sha256
+from glm_cluster.model.checkpoints.gguf_convert import LlamaGguf, convert, glm_config, weights_sha256
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, FEED_FORWARD = 32, 2, 4, 2, 64
 TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "a", "b", "ab"]

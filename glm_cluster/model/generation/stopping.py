@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from glm_cluster.model.generation_config import GenerationConfig
-from glm_cluster.model.processors import merged
+from glm_cluster.model.generation.config import GenerationConfig
+from glm_cluster.model.generation.processors import merged
 
 StoppingCriterion = Callable[[Tensor, tuple[Tensor, ...] | None], Tensor]
 

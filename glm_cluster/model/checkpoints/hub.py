@@ -13,8 +13,8 @@ from types import ModuleType
 from typing import Any
 
 from glm_cluster.errors import ConfigError
-from glm_cluster.model.demo import OnProgress, default_directory, ensure_demo_model
-from glm_cluster.model.recipes import HubSource, Recipe, find_recipe, recipe_names
+from glm_cluster.model.checkpoints.demo import OnProgress, default_directory, ensure_demo_model
+from glm_cluster.model.checkpoints.recipes import HubSource, Recipe, find_recipe, recipe_names
 
 PATTERNS = (
     "*.json",

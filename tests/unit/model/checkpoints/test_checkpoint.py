@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from support.checkpoints import edit_json
 
 from glm_cluster.errors import CheckpointError
-from glm_cluster.model.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from glm_cluster.model.checkpoints.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from glm_cluster.model.config import GlmConfig
 from glm_cluster.model.loading import load_model
 from glm_cluster.model.ranks import Ranks

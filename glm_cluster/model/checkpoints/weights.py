@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from glm_cluster.errors import ConfigError
-from glm_cluster.model.checkpoint import Checkpoint
+from glm_cluster.model.checkpoints.checkpoint import Checkpoint
 from glm_cluster.model.config import GlmConfig
 from glm_cluster.model.sharding import Shard
 

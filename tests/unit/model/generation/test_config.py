@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from glm_cluster.errors import CheckpointError, ConfigError
-from glm_cluster.model.generation_config import DEFAULTS, FIELDS, UNIMPLEMENTED, WITHOUT_EFFECT, GenerationConfig
+from glm_cluster.model.generation.config import DEFAULTS, FIELDS, UNIMPLEMENTED, WITHOUT_EFFECT, GenerationConfig
 
 IDS = SimpleNamespace(bos_token_id=None, eos_token_id=[1, 2], pad_token_id=0)
 PUBLISHED = {

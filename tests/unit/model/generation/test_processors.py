@@ -9,9 +9,9 @@ from torch import Tensor
 from transformers import GenerationConfig as HfConfig
 from transformers.generation import logits_process as hf
 
-from glm_cluster.model import processors, warpers
-from glm_cluster.model.generation_config import GenerationConfig
-from glm_cluster.model.processors import Prompt, bad_words, merged, processors_for
+from glm_cluster.model.generation import processors, warpers
+from glm_cluster.model.generation.config import GenerationConfig
+from glm_cluster.model.generation.processors import Prompt, bad_words, merged, processors_for
 
 VOCAB = 97
 EOS = (1, 5)

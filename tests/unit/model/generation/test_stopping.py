@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from glm_cluster.model.generation_config import GenerationConfig
-from glm_cluster.model.stopping import EosToken, MaxLength, MaxTime, criteria_for, ended, fills
+from glm_cluster.model.generation.config import GenerationConfig
+from glm_cluster.model.generation.stopping import EosToken, MaxLength, MaxTime, criteria_for, ended, fills
 
 IDS_BT = torch.tensor([[5, 1, 7], [5, 1, 2], [1, 1, 9]])
 

@@ -9,9 +9,8 @@ import pytest
 import yaml
 
 from glm_cluster.errors import ConfigError
-from glm_cluster.model import recipes
-from glm_cluster.model.config import GlmConfig
-from glm_cluster.model.recipes import (
+from glm_cluster.model.checkpoints import recipes
+from glm_cluster.model.checkpoints.recipes import (
     GpuSetup,
     HubSource,
     Recipe,
@@ -21,6 +20,7 @@ from glm_cluster.model.recipes import (
     load_recipe,
     recipe_names,
 )
+from glm_cluster.model.config import GlmConfig
 
 TWICE = {"glm-edge-1.5b-chat", "glm-edge-4b-chat"}  # their files hold the tied matrix twice
 CARDS_GB = (16, 24, 40, 48, 80, 141)
@@ -239,7 +239,7 @@ def test_inner_values_have_types(key: str, name: str, value: object, message: st
 
 @every_recipe
 def test_the_page_says_what_the_recipe_says(recipe: Recipe) -> None:
-    page = Path(__file__).parents[3] / "model" / "README.md"
+    page = Path(__file__).parents[4] / "model" / "README.md"
     (row,) = re.findall(rf"^\| \[`{re.escape(recipe.name)}`\].*$", page.read_text(encoding="utf-8"), re.M)
     assert [cell.strip() for cell in row.strip("|").split("|")] == [
         f"[`{recipe.name}`](recipes/{recipe.name}.yaml)",

@@ -157,7 +157,7 @@ def _read(path: Path) -> Recipe:
 
 def _directory() -> Path:
     """Return the wheel's copy if this is an installed package, else the checkout's own folder."""
-    package = Path(__file__).parent.parent
+    package = Path(__file__).parents[2]
     installed = package / "recipes"
     return installed if installed.is_dir() else package.parent / "model" / "recipes"
 

@@ -15,8 +15,9 @@ from support.groups import join_threads, on_every_rank, open_group
 from glm_cluster.config import EngineConfig
 from glm_cluster.engine.engine import open_engine
 from glm_cluster.errors import CheckpointError, ConfigError
-from glm_cluster.model.chatglm import ChatglmLayout, hf_keys
-from glm_cluster.model.checkpoint import Checkpoint
+from glm_cluster.model.chatglm_keys import hf_keys
+from glm_cluster.model.checkpoints.chatglm import ChatglmLayout
+from glm_cluster.model.checkpoints.checkpoint import Checkpoint
 from glm_cluster.model.config import GlmConfig
 from glm_cluster.model.glm import GlmForCausalLM, GlmModel
 from glm_cluster.model.loading import load_model

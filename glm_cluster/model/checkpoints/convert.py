@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from glm_cluster.errors import ConfigError
-from glm_cluster.model.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, Progress
+from glm_cluster.model.checkpoints.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, Progress
 from glm_cluster.model.config import GlmConfig
-from glm_cluster.model.generation_config import GenerationConfig
+from glm_cluster.model.generation.config import GenerationConfig
 from glm_cluster.model.loading import MODEL_OF
 from glm_cluster.model.pretrained import PretrainedModel
 

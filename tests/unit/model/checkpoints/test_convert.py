@@ -19,8 +19,8 @@ from transformers import (
     GlmModel,
 )
 
-from glm_cluster.model import convert
-from glm_cluster.model.convert import convert_weights
+from glm_cluster.model.checkpoints import convert
+from glm_cluster.model.checkpoints.convert import convert_weights
 from glm_cluster.model.loading import load_model
 from glm_cluster.model.ranks import Ranks
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from glm_cluster.errors import ConfigError
 from glm_cluster.model import generation
-from glm_cluster.model.generation import GenerateOutput, generate
-from glm_cluster.model.generation_config import GenerationConfig
+from glm_cluster.model.generation.config import GenerationConfig
+from glm_cluster.model.generation.generate import GenerateOutput, generate
 
 EOS = [1, 40, 77]
 PROMPT_BT = torch.tensor([[0, 0, 0, 17, 90, 201, 17], [5, 250, 33, 8, 5, 250, 33], [0, 12, 60, 12, 61, 12, 60]])

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from glm_cluster.model.generation_config import GenerationConfig
+from glm_cluster.model.generation.config import GenerationConfig
 
 logger = logging.getLogger(__name__)
 

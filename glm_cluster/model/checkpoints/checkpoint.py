@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 from safetensors import SafetensorError, safe_open
 
 from glm_cluster.errors import CheckpointError
-from glm_cluster.model.chatglm import IGNORED, ChatglmLayout
+from glm_cluster.model.checkpoints.chatglm import IGNORED, ChatglmLayout
 from glm_cluster.model.config import CONFIG_FILE, GlmConfig, read_json
 from glm_cluster.model.sharding import Shard
 

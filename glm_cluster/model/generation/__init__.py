@@ -1,0 +1,1 @@
+"""Continuing prompts with the plain forward, with Hugging Face's semantics. Knows a model only by its call."""
