@@ -11,7 +11,7 @@ from support.checkpoints import edit_json, oracle
 from support.engines import drain
 
 from glm_cluster.config import EngineConfig
-from glm_cluster.engine import runner
+from glm_cluster.engine import heads
 from glm_cluster.engine.engine import open_engine
 from glm_cluster.engine.runner import ModelRunner
 from glm_cluster.engine.sampler import sample
@@ -46,7 +46,7 @@ def test_twenty_thousand_tokens_stay_close_to_hf(million: Path, monkeypatch: pyt
         rows.append(logits[0].clone())
         return sample(logits, params, positions)
 
-    monkeypatch.setattr(runner, "sample", spy)
+    monkeypatch.setattr(heads, "sample", spy)
     engine = open_engine(EngineConfig(model=str(million), max_running=1, max_model_len=2**15, kv_cache_bytes=64 * MIB))
     request = GenerationRequest(request_id="r", prompt=prompt, sampling=SamplingParams(max_tokens=3, temperature=0))
     answer = drain(engine, [request], check=False)["r"]

@@ -128,7 +128,9 @@ def test_a_step_over_a_million_tokens_unpacks_them_on_the_card(shared_data: Path
 
 
 def test_a_model_without_a_vocabulary_to_sample_from_leaves_more_to_the_cache() -> None:
-    tokens, rows = (memory.activation_bytes(EngineConfig(model="m", task=t), MODEL) for t in ("generate", "embed"))
+    shard = Sharding(MODEL, 0, 1)
+    engines = [EngineConfig(model="m", task=task) for task in ("generate", "embed")]
+    tokens, rows = (memory.activation_bytes(engine, MODEL, shard) for engine in engines)
     assert 2**28 < tokens - rows < 2**29
 
 

@@ -11,7 +11,7 @@ from support.checkpoints import TINY, oracle
 from torch import Tensor
 
 from glm_cluster.errors import ConfigError
-from glm_cluster.model import generation
+from glm_cluster.model.generation import generate as module
 from glm_cluster.model.generation.config import GenerationConfig
 from glm_cluster.model.generation.generate import GenerateOutput, generate
 
@@ -291,7 +291,7 @@ class TestLengths:
 class TestSettings:
     def test_overrides_then_the_given_object_then_the_model_then_hf(self, model: HfModel, monkeypatch):
         seen: list[GenerationConfig] = []
-        monkeypatch.setattr(generation, "processors_for", lambda config, *_, **__: seen.append(config) or [])
+        monkeypatch.setattr(module, "processors_for", lambda config, *_, **__: seen.append(config) or [])
         model.generation_config = GenerationConfig(top_k=1, temperature=0.1, top_p=0.1, do_sample=True)
         generate(model, PROMPT_BT, GenerationConfig(top_k=2, temperature=0.2, max_new_tokens=1), top_k=3)
         (config,) = seen
