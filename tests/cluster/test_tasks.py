@@ -2,8 +2,10 @@
 
 import asyncio
 import base64
+import json
 import random
 import struct
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,6 +143,14 @@ async def test_a_model_beside_others_generates_as_alone(cluster: RunningCluster,
         await post(cluster, "/v1/embeddings", "vectors", prompts(20, seed=4))
         for case, stream in zip(cases(6, seed=1, max_tokens=(1, 60)), streams, strict=True):
             assert tuple(await stream) == case.expected
+
+
+def test_the_readme_s_line_is_answered(cluster: RunningCluster):
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (line,) = (line for line in readme.splitlines() if line.startswith("curl ") and "/v1/classify" in line)
+    command = line.replace("http://127.0.0.1:8000", cluster.http_url)
+    run = subprocess.run(["bash", "-c", command], check=False, capture_output=True, text=True, timeout=60)
+    assert json.loads(run.stdout)["data"][0]["label"] in LABELS.values(), run.stderr
 
 
 async def test_a_prompt_may_fill_the_model(cluster: RunningCluster, alone: Offline):

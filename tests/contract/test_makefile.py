@@ -132,5 +132,6 @@ def test_ci_runs_make_test(root: Path) -> None:
     assert [line.removeprefix("exec ") for line in lines if "make " in line] == [
         "make clean",
         "make test",
+        "make test-rc1",
         "make test-install",
     ]

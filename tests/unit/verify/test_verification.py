@@ -15,6 +15,7 @@ from support.checkpoints import TINY, edit_json, write_checkpoint
 from support.tiny_text import TEMPLATE, VOCAB_SIZE, write_tiny_text
 from transformers import Glm4Config, Glm4ForCausalLM, GlmConfig, GlmForSequenceClassification
 
+from glm_cluster.cli import main
 from glm_cluster.engine import memory
 from glm_cluster.errors import CheckpointError, ConfigError
 from glm_cluster.verify import Check as Found
@@ -322,3 +323,23 @@ def test_the_demo_model_is_equal(demo_directory: Path) -> None:
     assert report.first_difference is None, render(report)
     verdicts = _verdicts(report)
     assert {verdicts[name] for name in ("config", "tokenizer", "chat template", "logits (plain forward)")} == {"equal"}
+
+
+@pytest.mark.parametrize(("verdict", "status"), [("within", 0), ("different", 1)])
+def test_the_command_ends_by_the_verdict(
+    verdict: Any, status: int, sound: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was found is the comparison's business; the command's is the table and the status."""
+    found = Found(name="logits", detail="made up", verdict=verdict)
+    made = Report(model="m", against="transformers 5", is_self_check=False, facts=(), checks=(found,))
+    monkeypatch.setattr("glm_cluster.verify.verify", lambda directory, **options: made)
+    assert main(["verify", "--model", str(sound)]) == status
+    assert "made up" in capsys.readouterr().out
+
+
+def test_the_command_verifies(sound: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--against", "self", "--tp", "1", "--max-tokens", "2", "--prompt", "hi", "--dtype", "float32"]
+    assert main(["verify", "--model", str(sound), *flags]) == 0
+    captured = capsys.readouterr()
+    assert "self-check passed against our own plain forward" in captured.out
+    assert "greedy (engine): equal" in captured.err
