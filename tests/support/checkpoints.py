@@ -90,12 +90,13 @@ def oracle(directory: Path, dtype: str = "float32", *, task: Task = "generate") 
     return getattr(transformers, CLASSES[task]).from_pretrained(directory, dtype=getattr(torch, dtype)).eval()
 
 
-def oracle_greedy(model: Any, prompt: tuple[int, ...], max_new_tokens: int) -> tuple[int, ...]:
+def oracle_greedy(model: Any, prompt: tuple[int, ...], max_new_tokens: int, **options: Any) -> tuple[int, ...]:
     """HF `generate`, greedy, without the prompt."""
     import torch
 
     ids = torch.tensor([prompt])
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False)
+    seen = torch.ones_like(ids)
+    out = model.generate(ids, attention_mask=seen, max_new_tokens=max_new_tokens, do_sample=False, **options)
     return tuple(out[0, len(prompt) :].tolist())
 
 
