@@ -21,13 +21,15 @@ from glm_cluster.deploy.local import free_port
 _SCRIPT = """
 import json, signal, sys
 from dataclasses import asdict
+from glm_cluster.config import ClusterConfig
 from glm_cluster.deploy.local import serve
 from glm_cluster.errors import GlmError
 def say(**what): print(json.dumps(what), flush=True)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run under nohup
 settings = json.loads(sys.argv[1])
 try:
-    serve(**settings, on_stage=lambda s: say(stage=s), on_ready=lambda e: say(ready=asdict(e)))
+    config = ClusterConfig.from_mapping(settings.pop("args"))
+    serve(config=config, **settings, on_stage=lambda s: say(stage=s), on_ready=lambda e: say(ready=asdict(e)))
 except GlmError as error:
     say(error=type(error).__name__, message=error.message)
     sys.exit(2)

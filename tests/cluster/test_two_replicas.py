@@ -31,9 +31,12 @@ async def test_a_prefix_is_computed_once(cluster: RunningCluster):
 
 async def test_both_replicas_work(cluster: RunningCluster, cases: MakeCases):
     streams = asyncio.create_task(all_at_once(cluster, cases(16, seed=20, max_tokens=(300, 400))))
-    await asyncio.sleep(1.0)
-    loads = await asyncio.to_thread(cluster.ask, "loads")
-    assert sorted(load["num_running"] + load["num_waiting"] for load in loads)[0] >= 4
+
+    def least() -> int:
+        return min(load["num_running"] + load["num_waiting"] for load in cluster.ask("loads"))
+
+    await asyncio.to_thread(eventually, lambda: streams.done() or least() >= 4, "both replicas hold a share")
+    assert not streams.done()
     await streams
 
 
