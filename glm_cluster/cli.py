@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 DEMO = "demo"
 DEVICES = ("auto", "cpu", "cuda")
+TASKS = ("generate", "classify", "classify-tokens", "embed")
 HOST, PORT, GRPC_PORT = "127.0.0.1", 8000, 9000
 LOWEST_TEMPERATURE = 1e-5  # the wire's
 MODEL_HELP = "checkpoint directory, a name that `glm-cluster models` lists, or a hub repository owner/name"
@@ -73,6 +74,8 @@ def _add_serve(commands: "Commands") -> None:
     parser.add_argument("--grpc-port", type=_port, metavar="P", help=f"gRPC port (default {GRPC_PORT})")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="default auto: what config.json says")
     parser.add_argument("--device", choices=DEVICES, help="default auto: cuda if every rank gets a GPU, else cpu")
+    parser.add_argument("--task", choices=TASKS, help="what it answers with (default generate)")
+    parser.add_argument("--max-model-len", type=_count, metavar="N", help="tokens of a sequence (default: all it can)")
     parser.add_argument("--config", type=Path, metavar="FILE", help="Serve config file, such as deploy/serve/demo.yaml")
     parser.set_defaults(run=_serve)
 
@@ -90,6 +93,7 @@ def _add_generate(commands: "Commands") -> None:
     parser.add_argument("--seed", type=_seed, metavar="N", default=0, help="of the sampling (default 0)")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="default auto")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="default auto: cuda if there is one")
+    parser.add_argument("--max-model-len", type=_count, metavar="N", help="tokens of a sequence (default: all it can)")
     parser.set_defaults(run=_generate)
 
 
@@ -183,7 +187,12 @@ def _generate(options: argparse.Namespace) -> None:
     from glm_cluster.records import SamplingParams
     from glm_cluster.terminal import progress_bars
 
-    settings = {"model": str(model_directory(options.model)), "dtype": options.dtype, "device": options.device}
+    settings = {
+        "model": str(model_directory(options.model)),
+        "dtype": options.dtype,
+        "device": options.device,
+        "max_model_len": options.max_model_len,
+    }
     config, checkpoint = engine_with_room(EngineConfig.from_mapping(settings))
     with progress_bars() as on_progress:
         offline = Offline.load(config, on_progress=on_progress)

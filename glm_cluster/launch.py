@@ -36,13 +36,16 @@ def serve_args(options: Namespace, file: "ServeFile") -> dict[str, object]:
     args = dict(file.args)
     if "models" in args:
         return _of_several(options, args)
+    if options.model is None and "model" in args:
+        args = _fetched(args)
     if options.model is not None or "model" not in args:
         name = options.model or DEMO
+        _check_recipe(name, options.tp)
         args.pop("model_name", None)  # the name of the file's model
         args["model"] = str(model_directory(name))
         if (served_as := _recipe_name(name)) is not None:
             args["model_name"] = served_as
-    flags = {"tp": options.tp, "dtype": options.dtype, "device": options.device}
+    flags = {name: getattr(options, name) for name in ("tp", "dtype", "device", "task", "max_model_len")}
     args |= {name: value for name, value in flags.items() if value is not None}
     if options.replicas is not None:
         args["min_replicas"], args["max_replicas"] = _replicas(options.replicas)
@@ -51,12 +54,33 @@ def serve_args(options: Namespace, file: "ServeFile") -> dict[str, object]:
 
 def _of_several(options: Namespace, args: dict[str, object]) -> dict[str, object]:
     """A file's list of models is taken as it stands: a flag would not say which of them it means."""
-    given = [
-        f"--{name}" for name in ("model", "tp", "replicas", "dtype", "device") if getattr(options, name) is not None
-    ]
-    if given:
+    flags = ("model", "tp", "replicas", "dtype", "device", "task", "max_model_len")
+    if given := [f"--{name.replace('_', '-')}" for name in flags if getattr(options, name) is not None]:
         raise ConfigError(f"{', '.join(given)} cannot say which of the file's models is meant; set it in the file")
+    models = args["models"]
+    if isinstance(models, list):
+        args["models"] = [_fetched(entry) if isinstance(entry, Mapping) else entry for entry in models]
     return args
+
+
+def _fetched(args: Mapping[str, object]) -> dict[str, object]:
+    """The settings of a model with a name in the place of its directory fetched, and served by that name."""
+    name = args.get("model")
+    if not isinstance(name, str) or name.startswith(("/", ".", "~")) or Path(name).is_dir():
+        return dict(args)
+    _check_recipe(name, args.get("tp"))
+    return {"model_name": _recipe_name(name), **args, "model": str(model_directory(name))}
+
+
+def _check_recipe(name: str, tp: object) -> None:
+    """Refuse a group size that cannot be before the checkpoint is fetched."""
+    from glm_cluster.model.checkpoints.recipes import find_recipe
+
+    recipe = None if Path(name).is_dir() else find_recipe(name)
+    if recipe is not None and isinstance(tp, int) and tp not in recipe.legal_tp:
+        raise ConfigError(
+            f"tp {tp} does not divide {recipe.title}; legal sizes are {', '.join(map(str, recipe.legal_tp))}"
+        )
 
 
 def _replicas(text: str) -> tuple[int, int]:

@@ -109,6 +109,7 @@ class ModelInfo:
     task: Task = "generate"
     labels: tuple[str, ...] = ()  # of a classifier, by index
     problem_type: str | None = None  # of a classifier: regression, single_label_classification, multi_label_...
+    pad_token_id: int | None = None  # a classifier judges a text by its last token that is not this one
     created: int = field(default=0)  # unix seconds
 
 

@@ -72,7 +72,8 @@ async def classify(service: Service, request: ClassifyRequest) -> Answers[Verdic
     labels, activation = run.info.labels, activation_of(run.info)
 
     async def answer(index: int, prompt: Prompt) -> Verdict:
-        logits = await run.rows(index, "last", num_rows=1, width=len(labels))
+        judged = without_padding(prompt.framed, run.info.pad_token_id)
+        logits = await run.rows(index, "last", num_rows=1, width=len(labels), ids=judged)
         return Scores(logits, labels, activation, raw=request.raw_scores)[0]
 
     return await run.answers(answer)
@@ -130,10 +131,18 @@ class _Run:
         self._service.count(usage)
         return Answers(head=self._head, info=self.info, items=items, usage=usage, window=self.window)
 
-    async def rows(self, index: int, pooling: Pooling, *, num_rows: int, width: int | None = None) -> Floats:
-        """What the engine makes of one prompt, checked."""
-        request_id = f"{self._head.id}-{index}"
-        request = EncodeRequest(request_id=request_id, prompt=self._prompts[index].framed, pooling=pooling)
+    async def rows(
+        self,
+        index: int,
+        pooling: Pooling,
+        *,
+        num_rows: int,
+        width: int | None = None,
+        ids: tuple[int, ...] | None = None,
+    ) -> Floats:
+        """What the engine makes of one prompt, or of `ids` in its place, checked."""
+        prompt = self._prompts[index].framed if ids is None else ids
+        request = EncodeRequest(request_id=f"{self._head.id}-{index}", prompt=prompt, pooling=pooling)
         async with self._abreast:
             encoded = await self._encoder.encode(request)
         self._num_cached += encoded.num_cached_tokens
@@ -145,6 +154,17 @@ class _Run:
             return Tokens(prompt.ids, [self._tokenizer.decode([id]) for id in prompt.ids], None, scores)
         spans = self._tokenizer.spans(prompt.text, prompt.ids)
         return Tokens(prompt.ids, [prompt.text[start:end] for start, end in spans], spans, scores)
+
+
+def without_padding(ids: tuple[int, ...], pad: int | None) -> tuple[int, ...]:
+    """Up to the rightmost token that is not padding, the one HF's classifier pools; of nothing but padding, the first.
+
+    GLM's padding id ends texts as well, so it comes in prompts. Later tokens do not change earlier ones.
+    """
+    end = len(ids)
+    while end > 1 and ids[end - 1] == pad:
+        end -= 1
+    return ids[:end]
 
 
 async def _prompts(model: ServedModel, request: EncodingBody) -> list[Prompt]:

@@ -142,6 +142,7 @@ def model_info(model: ModelConfig, stored: GlmConfig, *, created: int) -> ModelI
         task=model.engine.task,
         labels=tuple(stored.id2label[index] for index in range(stored.num_labels)) if classifies else (),
         problem_type=stored.problem_type if model.engine.task == "classify" else None,
+        pad_token_id=stored.pad_token_id,
         created=created,
     )
 

@@ -127,10 +127,21 @@ def choose_device(device_map: object, num_bytes: int) -> torch.device:
     if device_map is None:
         return torch.device("cpu")
     if device_map != "auto":
-        return torch.device(device_map)  # type: ignore[call-overload, no-any-return]
+        return _named_device(device_map)
     if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > num_bytes:
         return torch.device("cuda")
     return torch.device("cpu")
+
+
+def _named_device(name: object) -> torch.device:
+    try:
+        device = torch.device(name)  # type: ignore[call-overload]
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f'device_map {name!r} is no device; give "auto", "cpu" or "cuda"') from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f'device_map {name!r} asks for CUDA, and torch finds no such device; give "auto" or "cpu"')
+    assert isinstance(device, torch.device)
+    return device
 
 
 def _gloo(store: Store, rank: int, size: int, host: str) -> dist.ProcessGroup:

@@ -4,16 +4,17 @@ Shape legend: T tokens of a prompt, V vocabulary.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glm_cluster.config import DtypeName, EngineConfig
 from glm_cluster.engine.batch import Batch
 from glm_cluster.engine.engine import Engine
-from glm_cluster.engine.memory import allocate
+from glm_cluster.engine.memory import allocate, block_bytes
 from glm_cluster.engine.plan import Slice, StepPlan
 from glm_cluster.model.attention import PagedAttention
+from glm_cluster.model.config import GlmConfig
 from glm_cluster.model.glm import GlmForCausalLM
 from glm_cluster.model.loading import load_model
 from glm_cluster.model.ranks import Ranks
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BLOCK_TOKENS = 16
+FOLLOW_LENGTH = ("dynamic", "longrope")  # rope types whose frequencies follow a length
 CHUNK_TOKENS = 24  # no multiple of a block or a tile, and far less than the longest prompt
 
 
@@ -96,13 +98,13 @@ def _num_blocks(prompt: Ids) -> int:
 
 def _rank_logits(directory: Path, questions: Questions, ranks: Ranks) -> "list[Tensor]":
     model: GlmForCausalLM = load_model(directory, ranks=ranks, dtype=questions.dtype)
-    model.decoder.rotary.fix_length(_max_len(questions))
+    model.decoder.rotary.fix_length(model.config.context_limit)
     return paged_logits(model, questions.prompts)
 
 
 def _config(directory: Path, questions: Questions, size: int, step_tokens: int | None = None) -> EngineConfig:
     dtype: DtypeName = "float32" if questions.dtype == "float32" else "bfloat16"
-    return EngineConfig(
+    config = EngineConfig(
         model=str(directory),
         tp=size,
         dtype=dtype,
@@ -112,6 +114,17 @@ def _config(directory: Path, questions: Questions, size: int, step_tokens: int |
         block_tokens=BLOCK_TOKENS,
         max_model_len=_max_len(questions),
     )
+    stored = GlmConfig.from_directory(directory)
+    return _as_served(config, stored) if stored.rope_parameters["rope_type"] in FOLLOW_LENGTH else config
+
+
+def _as_served(config: EngineConfig, stored: GlmConfig) -> EngineConfig:
+    """With the length that is served, which decides the frequencies; pages are taken as they are written."""
+    import torch
+
+    num_blocks = -(-stored.context_limit // BLOCK_TOKENS) + 1
+    num_bytes = num_blocks * block_bytes(config, stored, Sharding(stored, 0, config.tp), torch.float32)
+    return replace(config, max_model_len=stored.context_limit, kv_cache_bytes=num_bytes)
 
 
 def _max_len(questions: Questions) -> int:

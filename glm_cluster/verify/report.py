@@ -40,7 +40,8 @@ def render(report: Report) -> str:
     rows = [(c.name, _shown(c), _number(c.measured), _number(c.bound), c.detail) for c in report.checks]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     rule = (*("-" * width for width in widths[:-1]), "")
-    lines = [f"{report.model}, compared with {report.against}", *report.facts, ""]
+    kind = "self-check against" if report.is_self_check else "compared with"
+    lines = [f"{report.model}, {kind} {report.against}", *report.facts, ""]
     lines += [_line(row, widths) for row in (head, rule, *rows)]
     return "\n".join([*lines, "", conclusion(report)])
 
@@ -49,9 +50,9 @@ def conclusion(report: Report) -> str:
     """Return what the whole comes to, in a line."""
     if (first := report.first_difference) is not None:
         return f"DIFFERENT: {first.name}: {first.detail}"
-    if report.is_self_check:
-        return f"self-check passed against {report.against}"
-    return f"verified: equal to {report.against}"
+    held = "self-check passed against" if report.is_self_check else "verified: equal to"
+    skipped = [check.name for check in report.checks if check.verdict == "skipped"]
+    return f"{held} {report.against}" + (f" (not compared: {', '.join(skipped)})" if skipped else "")
 
 
 def _shown(check: Check) -> str:

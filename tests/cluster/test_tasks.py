@@ -14,6 +14,7 @@ import grpc
 import httpx
 import psutil
 import pytest
+import torch
 from support.checkpoints import write_tokenizer
 from support.cluster import RANK, Case, RunningCluster, eventually, stream_ids
 from support.engines import encode
@@ -21,6 +22,7 @@ from support.engines import encode
 from glm_cluster.api.proto import glm_pb2, glm_pb2_grpc
 from glm_cluster.config import EngineConfig
 from glm_cluster.engine.engine import Engine, open_engine
+from glm_cluster.model.heads import GlmForSequenceClassification
 from glm_cluster.records import Encoded, EncodeRequest, Pooling, Task
 
 Ids = tuple[int, ...]
@@ -123,6 +125,17 @@ async def test_labels_of_two_ranks_are_those_of_one(cluster: RunningCluster, alo
         reply = await glm_pb2_grpc.GlmStub(channel).Classify(request, timeout=60)
     typed = [{score.label: score.score for score in one.scores} for one in reply.classifications]
     assert typed == [verdict["scores"] for verdict in verdicts]
+
+
+async def test_padding_at_the_end_is_not_judged(cluster: RunningCluster, heads: dict[str, Path]):
+    """The served answer is the offline class's: it judges by the rightmost token that is not the padding id, 0."""
+    many = [(5, 6, 7), (5, 6, 7, 0), (5, 0, 7, 0, 0), (0, 0)]
+    verdicts = await post(cluster, "/v1/classify", "topics", many, raw_scores=True)
+    offline = GlmForSequenceClassification.from_pretrained(heads["topics"])
+    for ids, verdict in zip(many, verdicts, strict=True):
+        with torch.inference_mode():
+            (wanted,) = offline(torch.tensor([ids])).logits.tolist()
+        assert list(verdict["scores"].values()) == pytest.approx(wanted, rel=1e-4, abs=1e-4)
 
 
 async def test_labels_of_tokens_are_the_engines(cluster: RunningCluster, alone: Offline):

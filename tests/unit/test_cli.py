@@ -25,8 +25,18 @@ from glm_cluster.preflight import GIB, Gpu
 
 COMMANDS = ("serve", "generate", "chat", "models", "verify", "convert", "demo-model")
 FLAGS = {
-    "serve": {"--model", "--tp", "--replicas", "--host", "--port", "--grpc-port", "--dtype", "--device", "--config"},
-    "generate": {"--model", "--prompt", "--max-tokens", "--temperature", "--seed", "--dtype", "--device"},
+    "serve": {"--model", "--tp", "--replicas", "--host", "--port", "--grpc-port", "--dtype", "--device", "--config"}
+    | {"--task", "--max-model-len"},
+    "generate": {
+        "--model",
+        "--prompt",
+        "--max-tokens",
+        "--temperature",
+        "--seed",
+        "--dtype",
+        "--device",
+        "--max-model-len",
+    },
     "chat": {"--url", "--max-tokens"},
     "models": {"--json"},
     "verify": {"--model", "--against", "--tp", "--dtype", "--max-tokens", "--prompt"},
@@ -158,6 +168,29 @@ def test_what_is_fetched_by_name_is_served_by_name(
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **_: str(checkpoint))
     args = serve_args(parse("serve", "--model", name), ServeFile())
     assert args == {"model": str(checkpoint), "model_name": served_as}
+
+
+def test_a_files_model_may_be_a_name(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **_: str(checkpoint))
+    named = {"model": str(checkpoint), "model_name": "glm-4-9b-chat-hf"}
+    assert serve_args(parse("serve"), ServeFile(args={"model": "glm-4-9b-chat-hf"})) == named
+    several = ServeFile(args={"models": [{"model": "glm-4-9b-chat-hf", "tp": 2}, {"model": "/m"}]})
+    assert serve_args(parse("serve"), several) == {"models": [{**named, "tp": 2}, {"model": "/m"}]}
+
+
+def test_a_size_that_cannot_be_is_refused_before_the_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **_: pytest.fail("fetched"))
+    with pytest.raises(ConfigError, match=r"tp 5 does not divide GLM-4-9B-Chat; legal sizes are 1, 2, 4, 8, 16, 32"):
+        serve_args(parse("serve", "--model", "glm-4-9b-chat", "--tp", "5"), ServeFile())
+    with pytest.raises(ConfigError, match="tp 3 does not divide"):
+        serve_args(parse("serve"), ServeFile(args={"models": [{"model": "glm-4-9b-chat", "tp": 3}]}))
+
+
+def test_task_and_length_are_handed_on(checkpoint: Path) -> None:
+    args = serve_args(
+        parse("serve", "--model", str(checkpoint), "--task", "embed", "--max-model-len", "64"), ServeFile()
+    )
+    assert args == {"model": str(checkpoint.resolve()), "task": "embed", "max_model_len": 64}
 
 
 def test_unknown_name_says_what_there_is() -> None:

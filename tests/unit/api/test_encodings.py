@@ -3,13 +3,16 @@
 import asyncio
 import math
 import threading
+from dataclasses import replace
 
 import pytest
 
 from glm_cluster.api import encodings
 from glm_cluster.api.encodings import classify, classify_tokens, embed
 from glm_cluster.api.inputs import ClassifyRequest, ClassifyTokensRequest, EmbeddingRequest
+from glm_cluster.api.service import Service
 from glm_cluster.errors import EngineUnavailable, InternalError, InvalidRequest, ModelNotFound
+from glm_cluster.metrics import NoMeters
 
 BEGIN, END = 257, 256
 
@@ -60,6 +63,23 @@ async def test_labels_by_hand(service):
     e = math.e
     assert answers.items[0].scores == pytest.approx([e**2 / (e**2 + e + 1), e / (e**2 + e + 1), 1 / (e**2 + e + 1)])
     assert answers.items[1].score == pytest.approx(e**5 / (e**5 + 2))
+
+
+@pytest.mark.parametrize(
+    ("ids", "judged"), [((5, 6, 0, 7), 4), ((5, 6, 7, 0), 3), ((5, 0, 0), 1), ((0, 0, 0), 1), ((0, 5), 2)]
+)
+def test_a_text_is_judged_by_its_last_token_that_is_not_padding(ids, judged):
+    """HF's rule: GLM's padding id ends texts too, so it comes in prompts."""
+    assert encodings.without_padding(ids, 0) == ids[:judged]
+    assert encodings.without_padding(ids, None) == ids
+
+
+async def test_padding_at_the_end_is_not_judged_and_is_counted(service, counter):
+    single = service.model("single", "classify")
+    padded = replace(single, info=replace(single.info, pad_token_id=98))
+    answers = await classify(Service(models=[padded], meters=NoMeters()), labelling([[97, 98, 99, 98, 98]]))
+    assert counter.seen[0].prompt == (97, 98, 99)
+    assert answers.usage.num_prompt_tokens == 5
 
 
 async def test_a_value_by_hand(service):

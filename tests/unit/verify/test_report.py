@@ -31,7 +31,7 @@ def test_the_table_is_aligned_and_ends_in_a_verdict() -> None:
         "logits (engine)  within   3.5e-06   1.0e-03  202 positions",
         "chat template    skipped                     the checkpoint has none",
         "",
-        "verified: equal to transformers 5.23.0",
+        "verified: equal to transformers 5.23.0 (not compared: chat template)",
     ]
 
 
@@ -46,6 +46,7 @@ def test_the_first_difference_is_the_verdict(is_self: bool) -> None:
 
 def test_a_self_check_never_claims_transformers() -> None:
     text = render(_report(*CHECKS, is_self=True))
-    assert text.endswith("\nself-check passed against our own plain forward")
+    assert text.startswith("/models/glm, self-check against our own plain forward\n")
+    assert text.endswith("\nself-check passed against our own plain forward (not compared: chat template)")
     assert "transformers" not in text
     assert "verified" not in text

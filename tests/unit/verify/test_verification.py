@@ -231,7 +231,7 @@ def test_without_transformers_it_is_a_self_check(sound: Path, monkeypatch: pytes
     assert report.first_difference is None
     assert report.is_self_check
     text = render(report)
-    assert text.split("\n")[-1] == "self-check passed against our own plain forward"
+    assert text.split("\n")[-1] == "self-check passed against our own plain forward (not compared: config)"
     assert "transformers" not in text
     verdicts = _verdicts(report)
     assert (verdicts["config"], verdicts["tokenizer"], verdicts["logits (engine)"]) == ("skipped", "equal", "within")
@@ -343,3 +343,13 @@ def test_the_command_verifies(sound: Path, capsys: pytest.CaptureFixture[str]) -
     captured = capsys.readouterr()
     assert "self-check passed against our own plain forward" in captured.out
     assert "greedy (engine): equal" in captured.err
+
+
+def test_frequencies_of_the_served_length_are_what_is_compared(tmp_path: Path) -> None:
+    """An engine takes those of its whole context for `dynamic`; on short prompts that is not HF, and verify says so."""
+    rope = {"rope_type": "dynamic", "factor": 8.0, "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+    directory = write_tiny_text(write_checkpoint(tmp_path, vocab_size=NUM_ROWS, rope_parameters=rope))
+    report = verify(directory, **QUICK)
+    assert _verdicts(report)["logits (plain forward)"] == "equal"
+    assert report.first_difference is not None
+    assert report.first_difference.name == "logits (engine)"
