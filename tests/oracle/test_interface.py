@@ -60,6 +60,8 @@ def test_methods_of_resizing_and_saving() -> None:
 
 
 PUBLIC = (
+    "update",
+    "early_initialization",
     "get_seq_length",
     "get_max_cache_shape",
     "crop",
@@ -68,12 +70,23 @@ PUBLIC = (
     "batch_select_indices",
     "reset",
 )
+TOLD = ("max_batch_size", "is_compileable", "is_initialized", "is_sliding")
 
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_cache_methods(name: str) -> None:
     assert placed(getattr(DynamicCache, name)) == placed(getattr(transformers.DynamicCache, name))
     assert hasattr(StaticCache, name)
+
+
+def test_what_a_static_cache_tells(pairs: Pairs) -> None:
+    def ask(side: Side) -> list[object]:
+        cache = side.static_cache(30)
+        side.model(IDS_BT, past_key_values=cache)
+        return [getattr(cache, name) for name in (*TOLD, "max_cache_len")]
+
+    ours, theirs = pairs().both(ask)
+    assert ours == theirs
 
 
 def test_how_caches_are_made() -> None:

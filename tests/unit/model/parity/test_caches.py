@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from support.parity import Pair, Pairs, Side, assert_same, ids
 from support.scenarios import held, in_chunks
 
+IS_RC1 = transformers.__version__ == "5.0.0rc1"
 PROMPT, NEXT = ids(3, 11), ids(3, 4, seed=8)
 
 
@@ -76,6 +78,61 @@ def test_a_reset_static_cache_keeps_its_memory(pair: Pair) -> None:
         logits = side.model(NEXT, past_key_values=cache).logits
         assert cache.layers[0].keys.data_ptr() == memory
         return [logits, *held(cache)]
+
+    assert_same(*pair.both(ask))
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_what_caches_are_for_a_compiler(pair: Pair, kind: str) -> None:
+    """Rows go by `max_batch_size` in 5.0.0rc1, where only slots that have been taken have any."""
+
+    def ask(side: Side) -> list[Any]:
+        cache = side.dynamic_cache() if kind == "dynamic" else side.static_cache(30)
+        side.model(PROMPT, past_key_values=cache)
+        told = [cache.is_compileable, cache.is_sliding, cache.is_initialized]
+        if kind == "static":
+            told += [cache.batch_size if hasattr(cache, "batch_size") else cache.max_batch_size]
+        return told
+
+    ours, theirs = pair.both(ask)
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_slots_that_a_mask_is_made_for(pair: Pair, kind: str) -> None:
+    def ask(side: Side) -> list[Any]:
+        cache = side.dynamic_cache() if kind == "dynamic" else side.static_cache(30)
+        positions = torch.arange(4) if IS_RC1 and side is pair.theirs else 4
+        told = [cache.get_mask_sizes(positions, layer) for layer in (0, 1)]
+        side.model(PROMPT, past_key_values=cache)
+        return [*told, cache.get_mask_sizes(positions, 1), side.caches.DynamicCache().get_mask_sizes(positions, 3)]
+
+    ours, theirs = pair.both(ask)
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_caches_that_are_initialized_early(pair: Pair, kind: str) -> None:
+    def ask(side: Side) -> list[Any]:
+        cache = side.dynamic_cache() if kind == "dynamic" else side.static_cache(16)
+        cache.early_initialization(3, 2, 32, torch.float32, torch.device("cpu"))
+        assert cache.is_initialized
+        assert int(cache.get_seq_length()) == 0
+        memory = cache.layers[0].keys.data_ptr()
+        logits = side.model(PROMPT, past_key_values=cache).logits
+        assert kind == "dynamic" or cache.layers[0].keys.data_ptr() == memory
+        return [logits, *held(cache), side.model(NEXT, past_key_values=cache).logits]
+
+    assert_same(*pair.both(ask))
+
+
+def test_keywords_for_a_layer_are_taken(pair: Pair) -> None:
+    """5.0.0rc1's models hand positions over; tokens go behind what is held, where those positions are."""
+
+    def ask(side: Side) -> list[torch.Tensor]:
+        cache = side.static_cache(6)
+        new = torch.arange(24.0).reshape(1, 2, 3, 4)
+        return list(cache.update(new, -new, 0, {"cache_position": torch.arange(3)}))
 
     assert_same(*pair.both(ask))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from support.parity import ROPES, rope
 from support.positions import HEAD, LONG, Both, last_position, reached
 
@@ -48,6 +49,20 @@ def test_options_of_yarn(name: str) -> None:
     keys = {**HEAD, "max_position_embeddings": 32768 * 8}
     keys["rope_parameters"] = rope("yarn", original_max_position_embeddings=32768, **YARNS[name])
     Both(**keys).check(reached(65536))
+
+
+@pytest.mark.skipif(transformers.__version__ == "5.0.0rc1", reason="5.0.0rc1 puts 32768 / 32768 for the factor given")
+@pytest.mark.parametrize("spelling", ["rope_scaling", "rope_parameters"])
+def test_yarn_as_the_cards_of_glm_4_0414_have_it(spelling: str) -> None:
+    """32768 positions stay in the file; the factor alone says that they are to be 131072."""
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    if spelling == "rope_parameters":
+        yarn = rope("yarn", factor=4.0, original_max_position_embeddings=32768)
+    keys: dict[str, Any] = {**HEAD, "max_position_embeddings": 32768, spelling: yarn}
+    Both(**keys).check(reached(131071))
+    assert GlmConfig(**keys).context_limit == 131072
+    stretched = frequencies(GlmConfig(**keys))[0]
+    assert not torch.equal(stretched, frequencies(GlmConfig(**HEAD))[0])
 
 
 def test_yarn_scales_cosines_and_sines() -> None:
