@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from support.parity import Pair, Pairs, Side, assert_same, ids
 from support.scenarios import held, in_chunks
 
-IS_RC1 = transformers.__version__ == "5.0.0rc1"
 PROMPT, NEXT = ids(3, 11), ids(3, 4, seed=8)
 
 
@@ -84,15 +82,10 @@ def test_a_reset_static_cache_keeps_its_memory(pair: Pair) -> None:
 
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
 def test_what_caches_are_for_a_compiler(pair: Pair, kind: str) -> None:
-    """Rows go by `max_batch_size` in 5.0.0rc1, where only slots that have been taken have any."""
-
     def ask(side: Side) -> list[Any]:
         cache = side.dynamic_cache() if kind == "dynamic" else side.static_cache(30)
         side.model(PROMPT, past_key_values=cache)
-        told = [cache.is_compileable, cache.is_sliding, cache.is_initialized]
-        if kind == "static":
-            told += [cache.batch_size if hasattr(cache, "batch_size") else cache.max_batch_size]
-        return told
+        return [cache.is_compileable, cache.is_sliding, cache.is_initialized, cache.batch_size]
 
     ours, theirs = pair.both(ask)
     assert ours == theirs
@@ -102,10 +95,9 @@ def test_what_caches_are_for_a_compiler(pair: Pair, kind: str) -> None:
 def test_slots_that_a_mask_is_made_for(pair: Pair, kind: str) -> None:
     def ask(side: Side) -> list[Any]:
         cache = side.dynamic_cache() if kind == "dynamic" else side.static_cache(30)
-        positions = torch.arange(4) if IS_RC1 and side is pair.theirs else 4
-        told = [cache.get_mask_sizes(positions, layer) for layer in (0, 1)]
+        told = [cache.get_mask_sizes(4, layer) for layer in (0, 1)]
         side.model(PROMPT, past_key_values=cache)
-        return [*told, cache.get_mask_sizes(positions, 1), side.caches.DynamicCache().get_mask_sizes(positions, 3)]
+        return [*told, cache.get_mask_sizes(4, 1), side.caches.DynamicCache().get_mask_sizes(4, 3)]
 
     ours, theirs = pair.both(ask)
     assert ours == theirs

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from support.parity import ROPES, rope
 from support.positions import HEAD, LONG, Both, last_position, reached
 
@@ -51,7 +50,6 @@ def test_options_of_yarn(name: str) -> None:
     Both(**keys).check(reached(65536))
 
 
-@pytest.mark.skipif(transformers.__version__ == "5.0.0rc1", reason="5.0.0rc1 puts 32768 / 32768 for the factor given")
 @pytest.mark.parametrize("spelling", ["rope_scaling", "rope_parameters"])
 def test_yarn_as_the_cards_of_glm_4_0414_have_it(spelling: str) -> None:
     """32768 positions stay in the file; the factor alone says that they are to be 131072."""
