@@ -140,8 +140,9 @@ def check_room(gpus: Sequence[Gpu], *, num_gpus: int, rank_bytes: int) -> None:
 def rank_bytes(engine: EngineConfig, stored: GlmConfig) -> int:
     """Memory one rank cannot do without: its share of the weights in the dtype they are run in, and the overhead."""
     on_disk = sum(path.stat().st_size for path in Path(engine.model).glob("*.safetensors"))
-    run_as = stored.dtype if engine.dtype == "auto" else engine.dtype
-    scale = _DTYPE_BYTES.get(run_as or "float32", 4) / _DTYPE_BYTES.get(stored.dtype or "float32", 4)
+    stored_as = Checkpoint.open(Path(engine.model), stored).with_stored_dtype(stored).dtype or "float32"
+    run_as = stored_as if engine.dtype == "auto" else engine.dtype
+    scale = _DTYPE_BYTES.get(run_as, 4) / _DTYPE_BYTES.get(stored_as, 4)
     return int(on_disk * scale / engine.tp) + _OVERHEAD_BYTES
 
 

@@ -51,8 +51,14 @@ def plan_blocks(
 
 
 def max_model_len(config: EngineConfig, model: GlmConfig) -> int:
-    """Tokens of the longest sequence: what was asked for, within what the checkpoint's positions allow."""
-    return min(config.max_model_len or model.context_limit, model.context_limit)
+    """Tokens of the longest sequence: what was asked for, else all that the checkpoint's positions allow."""
+    limit = model.context_limit
+    if config.max_model_len is not None and config.max_model_len > limit:
+        raise ConfigError(
+            f"max_model_len {config.max_model_len} is more than the {limit} tokens that the checkpoint's positions "
+            f"allow; set it to {limit} or less, or leave it out"
+        )
+    return config.max_model_len or limit
 
 
 def block_bytes(config: EngineConfig, model: GlmConfig, shard: Sharding, dtype: torch.dtype) -> int:

@@ -13,7 +13,7 @@ from glm_cluster.engine.memory import KvLimits
 from glm_cluster.engine.plan import StepOutput, StepPlan
 from glm_cluster.model.attention import KvCache, PagedAttention
 from glm_cluster.model.checkpoints.checkpoint import Progress
-from glm_cluster.model.loading import load_model, resolve_dtype
+from glm_cluster.model.loading import load_model
 from glm_cluster.model.ranks import Ranks
 from glm_cluster.model.sharding import Sharding
 
@@ -49,10 +49,9 @@ class ModelRunner:
         )
         max_model_len = memory.max_model_len(config, model.config)
         model.decoder.rotary.fix_length(max_model_len)  # one length for all: neighbours must not change it
-        dtype = resolve_dtype(model.config, config.dtype)
         shard = Sharding(model.config, ranks.rank, ranks.size)
         blocks = memory.plan_blocks(
-            config, model=model.config, shard=shard, dtype=dtype, device=ranks.device, host_ranks=host_ranks
+            config, model=model.config, shard=shard, dtype=model.dtype, device=ranks.device, host_ranks=host_ranks
         )
         blocks = ranks.least(blocks)
         cache = memory.allocate(
@@ -60,7 +59,7 @@ class ModelRunner:
             shard=shard,
             num_blocks=blocks,
             block_tokens=config.block_tokens,
-            dtype=dtype,
+            dtype=model.dtype,
             device=ranks.device,
         )
         return cls(model, head_of(model, unused_token_ids), cache, KvLimits(blocks, max_model_len))

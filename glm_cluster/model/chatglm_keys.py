@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from glm_cluster.errors import ConfigError
+from glm_cluster.model.rope_parameters import is_positive
 
 BASE_THETA = 10000.0
 # THUDM's key -> HF's, and THUDM's own value where the key is absent
@@ -21,21 +22,6 @@ _RENAMED: Mapping[str, tuple[str, Any]] = {
     "layernorm_epsilon": ("rms_norm_eps", 1e-5),
     "add_qkv_bias": ("attention_bias", False),
 }
-_KEPT = (
-    "attention_dropout",
-    "hidden_dropout",
-    "classifier_dropout",
-    "use_cache",
-    "tie_word_embeddings",
-    "eos_token_id",
-    "pad_token_id",
-    "bos_token_id",
-    "torch_dtype",
-    "dtype",
-    "id2label",
-    "num_labels",
-    "problem_type",
-)
 # key -> the one value that HF's `glm` computes, and the value where the key is absent
 _FIXED: Mapping[str, tuple[object, object]] = {
     "rmsnorm": (True, True),
@@ -49,16 +35,24 @@ _FIXED: Mapping[str, tuple[object, object]] = {
 }
 
 
+# Neither is true of what is read here: they name THUDM's classes and the code beside them.
+_OF_ITS_CODE = ("auto_map", "architectures")
+_SPENT = {*_RENAMED, *_FIXED, *_OF_ITS_CODE, "rope_ratio", "multi_query_attention", "multi_query_group_num"}
+
+
 def hf_keys(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of HF's `GlmConfig` for a `chatglm` config.json; ConfigError where `glm` would compute otherwise."""
+    """The keys of HF's `GlmConfig` for a `chatglm` config.json; ConfigError where `glm` would compute otherwise.
+
+    Keys that are neither translated nor checked are passed on, `rope_scaling` among them.
+    """
     for key, (wanted, absent) in _FIXED.items():
         value = raw.get(key, absent)
         if value != wanted and not (value is None and absent == 0):
             raise ConfigError(f"{key} is {value!r} in this chatglm checkpoint; only {wanted!r} is a GLM-4 layout")
     ratio = raw.get("rope_ratio", 1)
-    if not isinstance(ratio, int | float) or isinstance(ratio, bool) or ratio <= 0:
-        raise ConfigError(f"rope_ratio must be a number above 0, not {ratio!r}")
-    keys: dict[str, Any] = {name: raw[name] for name in _KEPT if name in raw}
+    if not is_positive(ratio):
+        raise ConfigError(f"rope_ratio must be a finite number above 0, not {ratio!r}")
+    keys: dict[str, Any] = {name: value for name, value in raw.items() if name not in _SPENT}
     keys |= {new: raw.get(old, absent) for old, (new, absent) in _RENAMED.items()}
     shares = raw.get("multi_query_attention", False)
     keys["num_key_value_heads"] = raw.get("multi_query_group_num", 1) if shares else keys["num_attention_heads"]

@@ -5,6 +5,7 @@ and defaults these are.
 """
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -18,6 +19,7 @@ CONFIG_FILE = "config.json"
 MODEL_TYPES = ("glm", "glm4")
 ACTIVATIONS = ("silu", "swish", "gelu", "gelu_pytorch_tanh", "relu")
 ATTENTION = ("sdpa", "eager")
+FLOAT_DTYPES = ("float32", "bfloat16", "float16", "float64")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 GLM4_EOS_TOKEN_IDS = (151329, 151336, 151338)  # <|endoftext|>, <|user|>, <|observation|>
 _ARCHITECTURE = {"glm": "Glm", "glm4": "Glm4"}
@@ -102,6 +104,7 @@ class GlmConfig:
         """The keys of transformers 5, ready for JSON."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NOT_STORED}
         own = {name: value for name, value in own.items() if value is not None or name not in _OPTIONAL}
+        own |= {name: value for name in _STORED_IF_SET if (value := getattr(self, name)) != _default(name)}
         own["rope_parameters"] = dict(self.rope_parameters)
         if not isinstance(self.eos_token_id, int | None):
             own["eos_token_id"] = list(self.eos_token_id)
@@ -200,6 +203,8 @@ class GlmConfig:
     def _check(self) -> None:
         _check_choice("hidden_act", self.hidden_act, ACTIVATIONS)
         _check_choice("attn_implementation", self.attn_implementation, ATTENTION)
+        if self.dtype is not None:
+            _check_choice("dtype", self.dtype, FLOAT_DTYPES)
         if self.problem_type is not None:
             _check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
         if self.problem_type == "single_label_classification" and self.num_labels == 1:
@@ -214,13 +219,22 @@ class GlmConfig:
                 f"partial_rotary_factor {self.partial_rotary_factor} rotates {self.rotary_dim} of {self.head_dim} "
                 "dimensions; it must be an even number of them"
             )
+        self._check_rope()
+
+    def _check_rope(self) -> None:
+        if self.rope_parameters["rope_type"] == "dynamic" and self.rotary_dim == 2:
+            raise ConfigError(
+                f"rope type 'dynamic' needs more than 2 rotated dimensions; partial_rotary_factor "
+                f"{self.partial_rotary_factor} of {self.head_dim} leaves 2"
+            )
         for name in ("short_factor", "long_factor"):
             factors = self.rope_parameters.get(name)
             if factors is not None and len(factors) != self.rotary_dim // 2:
                 raise ConfigError(f"rope {name} must hold {self.rotary_dim // 2} numbers, not {len(factors)}")
 
 
-_NOT_STORED = ("extra", "attn_implementation", "output_hidden_states", "output_attentions", "return_dict")
+_STORED_IF_SET = ("output_hidden_states", "output_attentions", "return_dict")
+_NOT_STORED = ("extra", "attn_implementation", *_STORED_IF_SET)
 _OPTIONAL = ("dtype", "problem_type", "classifier_dropout", "hidden_dropout")
 _COUNTS = (
     "vocab_size",
@@ -250,10 +264,9 @@ _NULL_IS_MEANT = ("pad_token_id", "bos_token_id", *_OPTIONAL)
 
 def _resolve(keys: Mapping[str, Any]) -> dict[str, Any]:
     """Every field's value from HF's keys in any of their spellings."""
-    names = {f.name for f in fields(GlmConfig)}
+    names = {f.name for f in fields(GlmConfig)} - {"extra"}
     raw = _without_old_names(keys)
     given = {k: v for k, v in raw.items() if k in names and (v is not None or k in _NULL_IS_MEANT)}
-    given.pop("extra", None)
     for name, value in given.items():
         _check_type(name, value)
     if (model_type := given.get("model_type", "glm")) not in MODEL_TYPES:
@@ -273,7 +286,9 @@ def _resolve(keys: Mapping[str, Any]) -> dict[str, Any]:
 
 def _without_old_names(keys: Mapping[str, Any]) -> dict[str, Any]:
     """The same keys with those of earlier versions under today's names, and a nested `extra` spread out."""
-    raw = {**(keys.get("extra") or {}), **keys}
+    raw = dict(keys)
+    if isinstance(keys.get("extra"), Mapping):
+        raw = {**raw.pop("extra"), **raw}
     for old, new in (("torch_dtype", "dtype"), ("_attn_implementation", "attn_implementation")):
         value = raw.pop(old, None)
         if raw.get(new) is None and value is not None:
@@ -293,8 +308,8 @@ def _check_type(name: str, value: object) -> None:
         return
     if name in _COUNTS and not (_is_int(value) and value >= 1):  # type: ignore[operator]
         raise ConfigError(f"{name} must be a whole number of 1 or more, not {value!r}")
-    if name in _NUMBERS and not (_is_number(value) and value >= 0):  # type: ignore[operator]
-        raise ConfigError(f"{name} must be a number of 0 or more, not {value!r}")
+    if name in _NUMBERS and not (_is_number(value) and 0 <= value <= sys.float_info.max):  # type: ignore[operator]
+        raise ConfigError(f"{name} must be a finite number of 0 or more, not {value!r}")
     if name in _FRACTIONS and value >= 1:  # type: ignore[operator]
         raise ConfigError(f"{name} must be below 1, not {value!r}")
     if name in _FLAGS and not isinstance(value, bool):
@@ -317,6 +332,8 @@ def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 def _labels(raw: Mapping[str, Any]) -> dict[int, str]:
     """`id2label` with whole-number keys in order, else LABEL_0, ... for `num_labels` (2 unless told)."""
     labels, count = raw.get("id2label"), raw.get("num_labels")
+    if not isinstance(raw.get("label2id"), Mapping | None):
+        raise ConfigError(f"label2id must map labels to indices, not {raw['label2id']!r}")
     if count is not None and not (_is_int(count) and count >= 1):
         raise ConfigError(f"num_labels must be a whole number of 1 or more, not {count!r}")
     if labels is None or (count is not None and _is_automatic(labels)):

@@ -42,20 +42,21 @@ def load_model(
 ) -> Any:
     """Build this rank's model of a task from a checkpoint directory, on the ranks' device, ready for inference.
 
-    `dtype` "auto" keeps what config.json says (fp16 weights become bf16: fp16 overflows in GLM). Every tensor of the
-    task's model must be there: a classifier is not made from a language model's checkpoint.
+    `dtype` "auto" keeps what config.json says, or the files where it says nothing (fp16 weights become bf16: fp16
+    overflows in GLM). Every tensor of the task's model must be there: a classifier is not made from a language model's
+    checkpoint.
     """
     config = GlmConfig.from_directory(directory)
     with torch.device("meta"):
         model = MODEL_OF[task](config, ranks)
     checkpoint = Checkpoint.open(directory, config)
-    to = resolve_dtype(config, dtype)
+    to = resolve_dtype(checkpoint.with_stored_dtype(config), dtype)
     fill(model, {name: t.to(ranks.device, to) for name, t in checkpoint.read(model.shards(), on_progress)})
     return model.eval().requires_grad_(False)
 
 
 def resolve_dtype(config: GlmConfig, dtype: str) -> torch.dtype:
-    """The dtype an engine computes in."""
+    """The dtype an engine computes in. A config without one means float32: see `Checkpoint.with_stored_dtype`."""
     if dtype != "auto":
         return DTYPES[dtype]
-    return torch.bfloat16 if config.dtype == "float16" else DTYPES.get(config.dtype or "float32", torch.bfloat16)
+    return torch.bfloat16 if config.dtype == "float16" else DTYPES.get(config.dtype or "float32", torch.float32)

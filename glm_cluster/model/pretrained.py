@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from glm_cluster.errors import ConfigError
+from glm_cluster.model.checkpoints.checkpoint import Checkpoint
 from glm_cluster.model.checkpoints.weights import fill_or_make, groups, num_bytes, write_shards
 from glm_cluster.model.config import GlmConfig
 from glm_cluster.model.layers import RMSNorm, VocabEmbedding
@@ -78,7 +79,8 @@ class PretrainedModel(nn.Module):
         if unknown := changes.keys() - {*GlmConfig.__dataclass_fields__, "num_labels", "rope_theta"}:
             raise TypeError(f"from_pretrained does not know {', '.join(sorted(unknown))}")
         config = config.replace(**changes)
-        to = _torch_dtype(dtype if torch_dtype is None else torch_dtype, config)
+        as_stored = Checkpoint.open(directory, config).with_stored_dtype(config)
+        to = _torch_dtype(dtype if torch_dtype is None else torch_dtype, as_stored)
         stored_bytes = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
         with torch.device("meta"):
             model = cls(config)

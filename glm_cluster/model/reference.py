@@ -100,7 +100,7 @@ def causal_mask(
     offset = 0 if cache is None else int(cache.get_seq_length())
     packs_BT = _packs(positions_BT) if attention_mask is None and cache is None else None
     if cache is not None:
-        num_slots = cache.get_mask_size(num_queries)
+        num_slots, _ = cache.get_mask_sizes(num_queries, 0)
     else:
         num_slots = num_queries if attention_mask is None else attention_mask.shape[-1]
     seen_BS = None if attention_mask is None else _padded(attention_mask.to(device, torch.bool), num_slots)

@@ -124,7 +124,11 @@ def _dynamic(config: GlmConfig, num_tokens: int | None) -> Frequencies:
 
 
 def _yarn(config: GlmConfig, num_tokens: int | None) -> Frequencies:
-    """Interpolate slow frequencies, keep fast ones, a linear ramp between (YaRN, section 3.2)."""
+    """Interpolate slow frequencies, keep fast ones, a linear ramp between (YaRN, section 3.2).
+
+    By the factor given, as in HF 5.23. 5.0.0rc1 puts max_position_embeddings / original in its place: 1 for the
+    published GLM-4-0414 form (32768 positions, factor 4, original 32768), which then stretches nothing.
+    """
     rope, width = config.rope_parameters, config.rotary_dim
     factor, original = rope["factor"], rope["original_max_position_embeddings"]
 

@@ -10,6 +10,7 @@ from typing import Any
 from glm_cluster.errors import ConfigError
 
 DEFAULT_THETA = 10000.0
+LARGEST = 3.4028234663852886e38  # of fp32, in which angles are made
 DEFAULT_PARTIAL_FACTOR = 0.5  # GlmConfig's own
 _NEEDS_ORIGINAL = ("yarn", "longrope", "llama3")
 _REQUIRED: Mapping[str, tuple[str, ...]] = {
@@ -74,13 +75,16 @@ def _fill(given: dict[str, Any], raw: Mapping[str, Any], name: str, default: flo
 
 
 def _check(name: str, value: object) -> None:
-    if name in ("rope_type", "type", "truncate") or (value is None and name in _NULLABLE):
+    if name in ("rope_type", "type") or (value is None and name in _NULLABLE):
         return
-    if name in _LISTS:
-        if not isinstance(value, list | tuple) or not all(map(_is_positive, value)):
-            raise ConfigError(f"rope {name} must be a list of numbers above 0, not {value!r}")
-    elif name in _KNOWN and not _is_positive(value):
-        raise ConfigError(f"{name} must be a number above 0, not {value!r}")
+    if name == "truncate":
+        if not isinstance(value, bool):
+            raise ConfigError(f"rope truncate must be true or false, not {value!r}")
+    elif name in _LISTS:
+        if not isinstance(value, list | tuple) or not all(map(is_positive, value)):
+            raise ConfigError(f"rope {name} must be a list of finite numbers above 0, not {value!r}")
+    elif name in _KNOWN and not is_positive(value):
+        raise ConfigError(f"{name} must be a finite number above 0, not {value!r}")
 
 
 _KNOWN = (
@@ -94,5 +98,6 @@ _KNOWN = (
 )
 
 
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+def is_positive(value: object) -> bool:
+    """Whether it is a number above 0 that fp32 can hold, which rules out infinity and NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= LARGEST

@@ -7,12 +7,14 @@ import pytest
 import torch
 import transformers
 from support.parity import OURS, SMALL, Pairs, Side, assert_same
+from support.positions import HEAD, Both
 from support.scenarios import IDS_BT, held
 from torch import Tensor
 
 import glm_cluster.model
 from glm_cluster.model.cache import DynamicCache, StaticCache
 from glm_cluster.model.config import GlmConfig
+from glm_cluster.model.rope import frequencies
 
 PLACED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 ALSO = {"output_hidden_states", "output_attentions", "return_dict"}  # behind their `**kwargs`
@@ -60,6 +62,8 @@ def test_methods_of_resizing_and_saving() -> None:
 
 
 PUBLIC = (
+    "update",
+    "early_initialization",
     "get_seq_length",
     "get_max_cache_shape",
     "crop",
@@ -68,12 +72,44 @@ PUBLIC = (
     "batch_select_indices",
     "reset",
 )
+TOLD = ("max_batch_size", "is_compileable", "is_initialized", "is_sliding")
 
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_cache_methods(name: str) -> None:
     assert placed(getattr(DynamicCache, name)) == placed(getattr(transformers.DynamicCache, name))
     assert hasattr(StaticCache, name)
+
+
+def test_what_a_static_cache_tells(pairs: Pairs) -> None:
+    def ask(side: Side) -> list[object]:
+        cache = side.static_cache(30)
+        side.model(IDS_BT, past_key_values=cache)
+        return [getattr(cache, name) for name in (*TOLD, "max_cache_len")]
+
+    ours, theirs = pairs().both(ask)
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_caches_that_are_initialized_early(pairs: Pairs, kind: str) -> None:
+    def ask(side: Side) -> list[Tensor]:
+        cache = side.dynamic_cache() if kind == "dynamic" else side.static_cache(30)
+        heads, width = side.model.config.num_key_value_heads, side.model.config.head_dim
+        cache.early_initialization(IDS_BT.shape[0], heads, width, torch.float32, torch.device("cpu"))
+        assert cache.is_initialized
+        return [side.model(IDS_BT, past_key_values=cache).logits, *held(cache)]
+
+    assert_same(*pairs().both(ask), 1e-5)
+
+
+def test_yarn_of_glm_4_0414_stretches_nothing_here() -> None:
+    """5.0.0rc1 puts 32768 positions / 32768 in the place of the factor; ours is 5.23's, which is 4."""
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    both = Both(**HEAD, max_position_embeddings=32768, rope_scaling=yarn)
+    plain = frequencies(GlmConfig(**HEAD))[0]
+    assert torch.equal(both.theirs.inv_freq, plain)
+    assert both.ours.inv_freq[-1] == plain[-1] / 4
 
 
 def test_how_caches_are_made() -> None:

@@ -125,8 +125,11 @@ def test_checkpoint_is_checked_without_torch(checkpoint: Path) -> None:
 
 
 def _index(directory: Path, **places: str) -> None:
-    """Give the checkpoint an index that places every tensor in the single file, but for `places`."""
-    weight_map = dict.fromkeys(load_file(directory / SINGLE_FILE), SINGLE_FILE) | places
+    """Give the checkpoint an index that places every tensor in one shard, but for `places`."""
+    shard = directory / "model-00001-of-00002.safetensors"
+    if (directory / SINGLE_FILE).exists():
+        (directory / SINGLE_FILE).rename(shard)
+    weight_map = dict.fromkeys(load_file(shard), shard.name) | places
     (directory / INDEX_FILE).write_text(json.dumps({"weight_map": weight_map}))
 
 
@@ -238,6 +241,18 @@ def test_rank_needs_its_share_in_the_dtype_it_runs(tp: int, dtype: str, share: f
     engine = EngineConfig.from_mapping({"model": str(checkpoint), "tp": tp, "dtype": dtype})
     weights = (checkpoint / SINGLE_FILE).stat().st_size
     assert rank_bytes(engine, GlmConfig.from_directory(checkpoint)) == int(weights * share) + 2 * GIB
+
+
+@pytest.mark.parametrize(("dtype", "share"), [("auto", 1.0), ("bfloat16", 1.0), ("float32", 2.0)])
+def test_where_the_config_says_no_dtype_the_stored_one_counts(dtype: str, share: float, checkpoint: Path) -> None:
+    """As the engine loads them: float16 runs as bfloat16, which takes the same."""
+    path = checkpoint / SINGLE_FILE
+    save_file({name: tensor.astype(np.float16) for name, tensor in load_file(path).items()}, path)
+    raw = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({k: v for k, v in raw.items() if "dtype" not in k}))
+    engine = EngineConfig.from_mapping({"model": str(checkpoint), "dtype": dtype})
+    needed = rank_bytes(engine, GlmConfig.from_directory(checkpoint))
+    assert needed == int(path.stat().st_size * share) + 2 * GIB
 
 
 def test_room_on_enough_gpus_passes() -> None:

@@ -5,6 +5,7 @@ or dtype, or its file is missing, truncated or outside the directory; the error 
 torch to read weights only: whoever opens and checks stays light.
 """
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SUFFIX = ".safetensors"
+ROPE_BUFFER = ".rotary_emb.inv_freq"  # of exports by older versions of HF; made anew from the config
+HEADER_LIMIT = 100_000_000  # bytes; the library's own
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # as config.json spells them
@@ -72,6 +75,15 @@ class Checkpoint:
             layout = ChatglmLayout(config, fused_by_head=not shared)
         return cls(source, files, layout, config.dtype)
 
+    def with_stored_dtype(self, config: GlmConfig) -> GlmConfig:
+        """The config, which where it names no dtype gets that of the first stored tensor with one, as in HF."""
+        if config.dtype is not None:
+            return config
+        first = min(self.files.values(), default=self.source)
+        with _opened(first, "numpy") as file:
+            stored = (file.get_slice(name).get_dtype() for name in file.keys())  # noqa: SIM118, a file is no mapping
+            return config.replace(dtype=next((_STORED[dtype] for dtype in stored if dtype in _STORED), None))
+
     def absent(self, wanted: Mapping[str, Shard]) -> list[str]:
         """Those of the wanted tensors, by HF's name, that are not stored."""
         return sorted(name for name, shard in wanted.items() if self.layout.locate(name, shard)[0] not in self.files)
@@ -109,7 +121,8 @@ class Checkpoint:
         return grouped
 
     def _check_none_is_left(self, used: Iterable[str]) -> None:
-        if unexpected := sorted(self.files.keys() - set(used) - {*_HEADS, *IGNORED}):
+        left = self.files.keys() - set(used) - {*_HEADS, *IGNORED}
+        if unexpected := sorted(name for name in left if not name.endswith(ROPE_BUFFER)):
             name = unexpected[0]
             raise CheckpointError(
                 f"{self.files[name]}: tensor {name!r} has no place in this model ({len(unexpected)} such)"
@@ -141,8 +154,8 @@ class Checkpoint:
 
 
 def weight_source(directory: Path) -> Path:
-    """What lists the names of the tensors: the index, else the single file."""
-    for path in (directory / INDEX_FILE, directory / SINGLE_FILE):
+    """What lists the names of the tensors: the single file, else the index; HF too reads the former of both."""
+    for path in (directory / SINGLE_FILE, directory / INDEX_FILE):
         if _is_file(path):
             return path
     raise CheckpointError(f"{directory} holds neither {SINGLE_FILE} nor {INDEX_FILE}; only safetensors are read")
@@ -151,7 +164,7 @@ def weight_source(directory: Path) -> Path:
 def weight_files(source: Path) -> dict[str, Path]:
     """Map each stored tensor's name to the file that holds it, from the index or the single file."""
     if source.name == INDEX_FILE:
-        return {name: _beside(source, file) for name, file in _weight_map(source).items()}
+        return {name: _beside(source, file, name) for name, file in _weight_map(source).items()}
     with _opened(source, "numpy") as file:
         return dict.fromkeys(file.keys(), source)
 
@@ -163,14 +176,16 @@ def _weight_map(index: Path) -> Mapping[str, str]:
     raise CheckpointError(f"{index}: `weight_map` must map tensor names to file names")
 
 
-def _beside(index: Path, file: str) -> Path:
+def _beside(index: Path, file: str, tensor: str) -> Path:
     """The file that the index names: no path, though the file may be a link to anywhere, as in hub caches."""
     if Path(file).name != file:
         raise CheckpointError(f"{index} names {file!r}, which is outside {index.parent}")
     if not file.endswith(SUFFIX):
         raise CheckpointError(f"{index} names {file!r}; only *{SUFFIX} are read, since other formats can run code")
     if not _is_file(index.with_name(file)):
-        raise CheckpointError(f"{index} names {file!r}, which does not exist in {index.parent}")
+        raise CheckpointError(
+            f"{index} names {file!r}, which does not exist in {index.parent}; tensor {tensor!r} should be in it"
+        )
     return index.with_name(file)
 
 
@@ -192,7 +207,24 @@ def _opened(path: Path, framework: Literal["numpy", "pt"]) -> Iterator[Any]:
         with safe_open(path, framework=framework) as file:
             yield file
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
+        cut = _first_cut(path)
+        where = "" if cut is None else f"; it ends before tensor {cut!r} does, so fetch it again"
+        raise CheckpointError(f"{path} is not a whole safetensors file: {error}{where}") from error
+
+
+def _first_cut(path: Path) -> str | None:
+    """The first tensor that the file is too short for, by its header; None where the header itself is no help."""
+    try:
+        with path.open("rb") as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+            data_bytes = path.stat().st_size - 8 - header_bytes
+            if data_bytes < 0 or header_bytes > HEADER_LIMIT:
+                return None
+            header: dict[str, Any] = json.loads(file.read(header_bytes))
+        ends = {name: entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"}
+        return min((name for name, end in ends.items() if end > data_bytes), key=ends.__getitem__, default=None)
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError):
+        return None
 
 
 def _cut(stored: Any, shard: Shard) -> "Tensor":

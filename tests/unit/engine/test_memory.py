@@ -103,9 +103,15 @@ def test_what_a_small_machine_has_serves_a_shorter_context(shared_data: Path, mo
     assert _plan_published(model, 1, max_model_len=98304) > 98304 // 16
 
 
-def test_more_than_the_checkpoints_positions_is_not_planned_for() -> None:
-    assert memory.max_model_len(EngineConfig(model="m", max_model_len=2**20), MODEL) == 131072
-    assert _plan(max_model_len=2**20, kv_cache_bytes=3 * GIB) == 3 * GIB // (16 * 20 * 1024) + 1
+@pytest.mark.parametrize(("asked", "planned"), [(None, 131072), (131072, 131072), (5, 5)])
+def test_all_of_the_checkpoints_positions_unless_told(asked: int | None, planned: int) -> None:
+    assert memory.max_model_len(EngineConfig(model="m", max_model_len=asked), MODEL) == planned
+
+
+def test_more_than_the_checkpoints_positions_is_refused() -> None:
+    """It was lowered without a word."""
+    with pytest.raises(ConfigError, match=r"max_model_len 131073 is more than the 131072 tokens"):
+        _plan(max_model_len=131073)
 
 
 def test_yarn_stretches_the_context_that_is_planned_for() -> None:

@@ -36,7 +36,8 @@ def test_a_dynamic_cache_appends() -> None:
     seen, _ = cache.update(tokens(3), -tokens(3), 0)
     assert seen.flatten().tolist() == [1, 2, 3]
     assert (cache.get_seq_length(), cache.get_seq_length(1), cache.get_seq_length(2)) == (3, 2, 0)
-    assert (cache.get_mask_size(4), cache.get_max_length(), cache.get_max_cache_shape()) == (7, -1, -1)
+    assert (cache.get_mask_sizes(4, 0), cache.get_mask_sizes(4, 1)) == ((7, 0), (6, 0))
+    assert (cache.get_mask_sizes(4, 2), cache.get_max_length(), cache.get_max_cache_shape()) == ((4, 0), -1, -1)
 
 
 def test_a_cache_made_of_anothers_layers() -> None:
@@ -100,7 +101,34 @@ def test_a_static_cache_writes_in_place() -> None:
     again, _ = cache.update(tokens(3), -tokens(3), 0)
     assert again is seen
     assert seen.flatten().tolist() == [1, 2, 3, 0, 0]
-    assert (int(cache.get_seq_length()), cache.get_mask_size(1), cache.get_max_length()) == (3, 5, 5)
+    assert (int(cache.get_seq_length()), cache.get_mask_sizes(1, 0), cache.get_max_length()) == (3, (5, 0), 5)
+
+
+WIDE = GlmConfig(num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8)
+
+
+def test_a_static_cache_takes_its_memory_at_once_where_all_is_known() -> None:
+    cache = StaticCache(config=WIDE, max_cache_len=5, max_batch_size=3, device="cpu", dtype=torch.bfloat16)
+    assert (cache.is_initialized, cache.batch_size, cache.max_batch_size, cache.max_cache_len) == (True, 3, 3, 5)
+    held = cache.layers[1].keys
+    assert held is not None
+    assert (held.shape, held.dtype, int(cache.get_seq_length())) == ((3, 2, 5, 8), torch.bfloat16, 0)
+    new = torch.ones(3, 2, 2, 8, dtype=torch.bfloat16)
+    seen, _ = cache.update(new, new, 1)
+    assert seen is held
+    assert held[0, 0, :, 0].tolist() == [1, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("given", [{}, {"max_batch_size": 3}, {"max_batch_size": 3, "dtype": torch.float32}])
+def test_a_static_cache_waits_where_something_is_not_known(given: dict) -> None:
+    cache = StaticCache(WIDE, 5, **given)
+    assert (cache.is_initialized, cache.batch_size) == (False, -1)
+
+
+def test_what_is_held_is_not_initialized_again() -> None:
+    cache = filled(1, 2)
+    cache.early_initialization(1, 1, 1, torch.float32, torch.device("cpu"))
+    assert keys(cache) == keys(cache, 1) == [[1, 2]]
 
 
 def test_a_full_static_cache_refuses() -> None:

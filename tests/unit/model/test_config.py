@@ -1,6 +1,7 @@
 """What config.json may say, in HF's old and new spellings, and what is refused."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,8 +133,29 @@ def test_unknown_keys_are_kept_and_written_back(tmp_path: Path) -> None:
 
 
 def test_what_is_not_of_the_weights_is_not_stored() -> None:
-    stored = GlmConfig(attn_implementation="eager", output_attentions=True).to_dict()
+    stored = GlmConfig(attn_implementation="eager").to_dict()
     assert not {"attn_implementation", "output_attentions", "return_dict", "extra"} & stored.keys()
+
+
+@pytest.mark.parametrize("key", ["output_hidden_states", "output_attentions", "return_dict"])
+def test_what_outputs_are_wanted_is_stored_where_it_was_set(tmp_path: Path, key: str) -> None:
+    """HF's own save keeps it; we read that, and they read ours."""
+    value = not getattr(GlmConfig(), key)
+    theirs = transformers.GlmConfig(**{key: value}, attn_implementation="eager")
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = GlmConfig.from_pretrained(tmp_path / "theirs")
+    assert getattr(ours, key) is value
+    ours.save_pretrained(tmp_path / "ours")
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())[key] is value
+    assert getattr(transformers.AutoConfig.from_pretrained(tmp_path / "ours"), key) is value
+
+
+@pytest.mark.parametrize("value", [5, "x", [1], None])
+def test_a_key_named_extra_is_unknown_like_any_other(value: object) -> None:
+    """It was a raw TypeError: only our own nested mapping is spread out."""
+    config = GlmConfig(extra=value, zeta=1)
+    assert config.extra == {"extra": value, "zeta": 1}
+    assert GlmConfig(**config.to_dict()) == config == config.replace()
 
 
 def test_replace_changes_a_copy() -> None:
@@ -178,10 +200,33 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"num_labels": 3, "id2label": {0: "no", 1: "yes"}}, "num_labels"),
     ({"id2label": {0: "no", 2: "yes"}}, "id2label"),
     ({"id2label": ["no", "yes"]}, "id2label"),
+    ({"label2id": ["no", "yes"]}, "label2id"),
+    ({"dtype": "int8"}, "dtype"),
+    ({"torch_dtype": "half a float"}, "dtype"),
+    ({"dtype": 16}, "dtype"),
+    ({"rms_norm_eps": math.nan}, "rms_norm_eps"),
+    ({"rms_norm_eps": math.inf}, "rms_norm_eps"),
+    ({"initializer_range": 10**400}, "initializer_range"),
+    ({"rope_theta": math.inf}, "rope_theta"),
+    ({"rope_theta": math.nan}, "rope_theta"),
+    ({"rope_theta": 10**400}, "rope_theta"),
+    ({"partial_rotary_factor": math.inf}, "partial_rotary_factor"),
+    ({"rope_parameters": {"rope_type": "linear", "factor": math.inf}}, "factor"),
+    ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "mscale": math.nan}}, "mscale"),
+    (
+        {"rope_parameters": {"rope_type": "longrope", "short_factor": [math.inf] * 32, "long_factor": [1.0] * 32}},
+        "short_factor",
+    ),
+    ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "truncate": 0}}, "truncate"),
+    ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "truncate": "no"}}, "truncate"),
+    ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}, "head_dim": 4}, "dynamic"),
+    ({"model_type": "chatglm", "rope_ratio": math.inf}, "rope_ratio"),
+    ({"model_type": "chatglm", "rope_ratio": 10**400}, "rope_ratio"),
+    ({"model_type": "chatglm", "layernorm_epsilon": math.nan}, "rms_norm_eps"),
 ]
 
 
-@pytest.mark.parametrize(("raw", "word"), REFUSED, ids=[str(raw) for raw, _ in REFUSED])
+@pytest.mark.parametrize(("raw", "word"), REFUSED, ids=[str(raw)[:80] for raw, _ in REFUSED])
 def test_what_the_forward_cannot_do_is_refused(raw: dict, word: str) -> None:
     with pytest.raises(ConfigError, match=word):
         GlmConfig.from_mapping(raw)

@@ -217,8 +217,9 @@ def test_glm_4_9b_chat_becomes_hfs_glm(shared_data: Path) -> None:
     ours = GlmConfig.from_mapping(published["glm-4-9b-chat"]["config"])
     theirs = GlmConfig.from_mapping(published["glm-4-9b-chat-hf"]["config"])
     assert ours.rope_theta == 5e6
-    as_published = ours.replace(rope_theta=1e4, hidden_dropout=None, **theirs.extra)
-    assert as_published.to_dict() == theirs.to_dict()
+    as_published = ours.replace(rope_theta=1e4, hidden_dropout=None, **theirs.extra).to_dict()
+    kept = ours.extra.keys() - theirs.extra.keys()  # THUDM's keys that have no meaning here
+    assert {name: value for name, value in as_published.items() if name not in kept} == theirs.to_dict()
     million = GlmConfig.from_mapping(published["glm-4-9b-chat-1m"]["config"])
     assert (million.rope_theta, million.num_key_value_heads, million.context_limit) == (1e8, 4, 1048576)
 
@@ -229,6 +230,18 @@ def test_absent_keys_have_thudms_defaults() -> None:
     assert (config.num_hidden_layers, config.vocab_size, config.max_position_embeddings) == (28, 65024, 2048)
     assert (config.rms_norm_eps, config.attention_bias, config.rope_theta) == (1e-5, False, 1e4)
     assert config.num_key_value_heads == config.num_attention_heads == 32
+
+
+def test_other_keys_are_passed_on() -> None:
+    """As in `glm`: unknown ones are kept, and a RoPE scaling acts. Names of THUDM's code go."""
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
+    raw = {"auto_map": {"AutoModel": "x.y"}, "architectures": ["ChatGLMModel"], "interleaved_qkv": False, "zeta": [1]}
+    config = GlmConfig.from_mapping(
+        {**raw, "model_type": "chatglm", "rope_ratio": 500, "rope_theta": 3.0, "rope_scaling": yarn, "rmsnorm": True}
+    )
+    assert config.extra == {"interleaved_qkv": False, "zeta": [1]}
+    assert (config.rope_parameters["rope_type"], config.rope_theta, config.context_limit) == ("yarn", 5e6, 8192)
+    assert config.rope_parameters == GlmConfig(rope_theta=5e6, rope_scaling=yarn).rope_parameters
 
 
 @pytest.mark.parametrize("kept", ["q", "all"])

@@ -7,17 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from support.checkpoints import edit_json
 
 from glm_cluster.errors import CheckpointError
 from glm_cluster.model.checkpoints.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from glm_cluster.model.config import GlmConfig
+from glm_cluster.model.glm import GlmForCausalLM
 from glm_cluster.model.loading import load_model
 from glm_cluster.model.ranks import Ranks
 from glm_cluster.model.sharding import Sharding
 
-TENSOR = "model.layers.1.mlp.down_proj.weight"
+TENSOR, NORM = "model.layers.1.mlp.down_proj.weight", "model.norm.weight"
+DTYPE_KEYS = ("dtype", "torch_dtype")
 
 
 def _load(directory: Path) -> None:
@@ -73,8 +76,29 @@ def test_wrong_dtype(single: Path) -> None:
 def test_truncated_file(single: Path) -> None:
     path = single / SINGLE_FILE
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is not a whole safetensors file"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not a whole safetensors file") as raised:
         _load(single)
+    header = json.loads(path.read_bytes()[8 : 8 + int.from_bytes(path.read_bytes()[:8], "little")])
+    last = max(header.keys() - {"__metadata__"}, key=lambda name: header[name]["data_offsets"])
+    assert f"ends before tensor '{last}'" in raised.value.message
+
+
+def test_the_first_tensor_that_a_truncated_file_lacks_is_named(single: Path) -> None:
+    path = single / SINGLE_FILE
+    start = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    header = json.loads(path.read_bytes()[8:start])
+    path.write_bytes(path.read_bytes()[: start + header[TENSOR]["data_offsets"][1] - 1])
+    with pytest.raises(CheckpointError, match=f"ends before tensor '{TENSOR}'"):
+        _load(single)
+
+
+@pytest.mark.parametrize("size", [0, 7, 8, 100])
+def test_a_file_cut_in_its_header_names_no_tensor(single: Path, size: int) -> None:
+    path = single / SINGLE_FILE
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(CheckpointError, match=r"not a whole safetensors file") as raised:
+        _load(single)
+    assert "ends before" not in raised.value.message
 
 
 def test_truncated_shard_is_named(sharded: Path) -> None:
@@ -86,9 +110,51 @@ def test_truncated_shard_is_named(sharded: Path) -> None:
 
 def test_missing_shard_is_named(sharded: Path) -> None:
     path = sorted(sharded.glob("*.safetensors"))[1]
+    names = load_file(path).keys()
     path.unlink()
-    with pytest.raises(CheckpointError, match=f"{path.name}', which does not exist"):
+    with pytest.raises(CheckpointError, match=f"{path.name}', which does not exist") as raised:
         _load(sharded)
+    assert any(f"tensor '{name}' should be in it" in raised.value.message for name in names)
+
+
+@torch.inference_mode()
+def test_of_an_index_and_a_single_file_the_latter_is_read_as_in_transformers(single: Path, sharded: Path) -> None:
+    _rewrite(single / SINGLE_FILE, lambda t: t[NORM].mul_(2))
+    shutil.copy(single / SINGLE_FILE, sharded / SINGLE_FILE)
+    theirs = transformers.GlmForCausalLM.from_pretrained(sharded).state_dict()[NORM]
+    assert torch.equal(load_model(sharded, ranks=Ranks.single()).state_dict()[NORM], theirs)
+    assert torch.equal(theirs, load_file(single / SINGLE_FILE)[NORM])
+
+
+def test_rotary_buffers_of_older_exports_are_ignored(single: Path) -> None:
+    _rewrite(
+        single / SINGLE_FILE,
+        lambda t: t.update(
+            {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8), "model.rotary_emb.inv_freq": torch.ones(8)}
+        ),
+    )
+    _load(single)
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("max_shard_size", ["50GB", "200KB"])
+def test_a_config_without_a_dtype_means_the_stored_one(
+    checkpoint: Callable[..., Path], tmp_path: Path, stored: str, max_shard_size: str
+) -> None:
+    """It meant float32: twice the memory. The engine's float16 is bfloat16, as ever."""
+    directory = Path(shutil.copytree(checkpoint(dtype=stored, max_shard_size=max_shard_size), tmp_path / "copy"))
+    raw = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({k: v for k, v in raw.items() if k not in DTYPE_KEYS}))
+    theirs = transformers.GlmForCausalLM.from_pretrained(directory, dtype="auto").dtype
+    assert GlmForCausalLM.from_pretrained(directory).dtype == theirs == getattr(torch, stored)
+    engines = load_model(directory, ranks=Ranks.single()).dtype
+    assert engines == (torch.bfloat16 if stored == "float16" else theirs)
+    assert load_model(directory, ranks=Ranks.single(), dtype="float32").dtype == torch.float32
+
+
+def test_a_config_with_a_dtype_is_taken_at_its_word(single: Path) -> None:
+    config = GlmConfig.from_directory(single).replace(dtype="bfloat16")
+    assert Checkpoint.open(single, config).with_stored_dtype(config) is config
 
 
 def test_tensor_not_in_the_file_the_index_names(sharded: Path) -> None:

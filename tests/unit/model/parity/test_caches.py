@@ -81,6 +81,55 @@ def test_a_reset_static_cache_keeps_its_memory(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_what_caches_are_for_a_compiler(pair: Pair, kind: str) -> None:
+    def ask(side: Side) -> list[Any]:
+        cache = side.dynamic_cache() if kind == "dynamic" else side.static_cache(30)
+        side.model(PROMPT, past_key_values=cache)
+        return [cache.is_compileable, cache.is_sliding, cache.is_initialized, cache.batch_size]
+
+    ours, theirs = pair.both(ask)
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_slots_that_a_mask_is_made_for(pair: Pair, kind: str) -> None:
+    def ask(side: Side) -> list[Any]:
+        cache = side.dynamic_cache() if kind == "dynamic" else side.static_cache(30)
+        told = [cache.get_mask_sizes(4, layer) for layer in (0, 1)]
+        side.model(PROMPT, past_key_values=cache)
+        return [*told, cache.get_mask_sizes(4, 1), side.caches.DynamicCache().get_mask_sizes(4, 3)]
+
+    ours, theirs = pair.both(ask)
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_caches_that_are_initialized_early(pair: Pair, kind: str) -> None:
+    def ask(side: Side) -> list[Any]:
+        cache = side.dynamic_cache() if kind == "dynamic" else side.static_cache(16)
+        cache.early_initialization(3, 2, 32, torch.float32, torch.device("cpu"))
+        assert cache.is_initialized
+        assert int(cache.get_seq_length()) == 0
+        memory = cache.layers[0].keys.data_ptr()
+        logits = side.model(PROMPT, past_key_values=cache).logits
+        assert kind == "dynamic" or cache.layers[0].keys.data_ptr() == memory
+        return [logits, *held(cache), side.model(NEXT, past_key_values=cache).logits]
+
+    assert_same(*pair.both(ask))
+
+
+def test_keywords_for_a_layer_are_taken(pair: Pair) -> None:
+    """5.0.0rc1's models hand positions over; tokens go behind what is held, where those positions are."""
+
+    def ask(side: Side) -> list[torch.Tensor]:
+        cache = side.static_cache(6)
+        new = torch.arange(24.0).reshape(1, 2, 3, 4)
+        return list(cache.update(new, -new, 0, {"cache_position": torch.arange(3)}))
+
+    assert_same(*pair.both(ask))
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
 def test_lengths_that_caches_tell(pair: Pair, kind: str) -> None:
     def ask(side: Side) -> list[Any]:
         cache = side.dynamic_cache() if kind == "dynamic" else side.static_cache(30)

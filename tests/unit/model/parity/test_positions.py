@@ -50,6 +50,19 @@ def test_options_of_yarn(name: str) -> None:
     Both(**keys).check(reached(65536))
 
 
+@pytest.mark.parametrize("spelling", ["rope_scaling", "rope_parameters"])
+def test_yarn_as_the_cards_of_glm_4_0414_have_it(spelling: str) -> None:
+    """32768 positions stay in the file; the factor alone says that they are to be 131072."""
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    if spelling == "rope_parameters":
+        yarn = rope("yarn", factor=4.0, original_max_position_embeddings=32768)
+    keys: dict[str, Any] = {**HEAD, "max_position_embeddings": 32768, spelling: yarn}
+    Both(**keys).check(reached(131071))
+    assert GlmConfig(**keys).context_limit == 131072
+    stretched = frequencies(GlmConfig(**keys))[0]
+    assert not torch.equal(stretched, frequencies(GlmConfig(**HEAD))[0])
+
+
 def test_yarn_scales_cosines_and_sines() -> None:
     """Attention temperature: without it, position 0 would have cosine 1."""
     cos, _ = RotaryEmbedding(GlmConfig(**HEAD, **LONG["glm-4-9b-0414, yarn to 128K"]))(torch.tensor([0]), torch.float32)
