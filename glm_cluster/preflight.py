@@ -53,6 +53,11 @@ def check_checkpoint(engine: EngineConfig) -> GlmConfig:
         raise CheckpointError(f"{directory}: no such directory; --model takes a directory in Hugging Face's layout")
     config = GlmConfig.from_directory(directory)
     config.check_tp(engine.tp)
+    if engine.max_model_len is not None and engine.max_model_len > config.context_limit:
+        raise ConfigError(
+            f"max_model_len {engine.max_model_len} is more than the {config.context_limit} positions of this checkpoint; "
+            "ask for that or less"
+        )
     Checkpoint.open(directory, config).check(Sharding(config, 0, 1).of_task(engine.task))
     check_tokenizer(directory, config)
     return config

@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 
 from glm_cluster import __version__
 from glm_cluster.errors import CheckpointError, ConfigError
+from glm_cluster.model.checkpoints.checkpoint import Checkpoint
 from glm_cluster.model.config import GlmConfig
 from glm_cluster.model.sharding import Sharding
 from glm_cluster.verify import checks
@@ -88,7 +89,7 @@ def compare(
     config = GlmConfig.from_directory(directory)
     _check_kind(directory, config)
     sizes = _sizes(config, tp)
-    resolved = _resolve_dtype(config, dtype)
+    resolved = _resolve_dtype(Checkpoint.open(directory, config).with_stored_dtype(config), dtype)
     made = _Checks(on_check)
     made.add(checks.config_check(GlmConfig.from_pretrained(directory), oracle.config()))
     files = made.add(checks.files_check(directory, config))

@@ -359,3 +359,10 @@ def test_cuda_visible_devices_hides_gpus(monkeypatch: pytest.MonkeyPatch) -> Non
     """What torch would not see is not counted; on a machine without a driver there is nothing to hide."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert preflight.visible_gpus() == ()
+
+
+def test_a_length_beyond_the_checkpoint_s_is_refused_before_anything_starts(checkpoint: Path) -> None:
+    limit = GlmConfig.from_directory(checkpoint).context_limit
+    check_checkpoint(EngineConfig(model=str(checkpoint), max_model_len=limit))
+    with pytest.raises(ConfigError, match=f"more than the {limit} positions"):
+        check_checkpoint(EngineConfig(model=str(checkpoint), max_model_len=limit + 1))
