@@ -55,8 +55,8 @@ def check_checkpoint(engine: EngineConfig) -> GlmConfig:
     config.check_tp(engine.tp)
     if engine.max_model_len is not None and engine.max_model_len > config.context_limit:
         raise ConfigError(
-            f"max_model_len {engine.max_model_len} is more than the {config.context_limit} positions of this checkpoint; "
-            "ask for that or less"
+            f"max_model_len {engine.max_model_len} is more than the {config.context_limit} positions of this checkpoint"
+            "; ask for that or less"
         )
     Checkpoint.open(directory, config).check(Sharding(config, 0, 1).of_task(engine.task))
     check_tokenizer(directory, config)
