@@ -86,8 +86,9 @@ def trust_not_yet_noted() -> None:
 
 @pytest.fixture
 def pair(demo_directory: Path) -> tuple[Any, Any]:
-    """Our tokenizer of the demo and Transformers'."""
-    return AutoTokenizer.from_pretrained(demo_directory), transformers.AutoTokenizer.from_pretrained(demo_directory)
+    """Our tokenizer of the demo and Transformers', which pads on the right where a checkpoint does not say."""
+    ours = AutoTokenizer.from_pretrained(demo_directory, padding_side="left")
+    return ours, transformers.AutoTokenizer.from_pretrained(demo_directory, padding_side="left")
 
 
 def assert_same_encoding(mine: Any, reference: Any) -> None:
@@ -199,7 +200,8 @@ HELLO = [{"role": "user", "content": "Hi"}]
 LONGER = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Tell me of the sea."}]
 TEMPLATE = """{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}
 {% endfor %}{% if documents %}{% for d in documents %}<{{ d.title }}: {{ d.text }}>{% endfor %}{% endif %}
-{%- if tools is not none %}{{ tools | tojson }}{% endif %}{{ mood or 'calm' }}{% if add_generation_prompt %}>{% endif %}"""
+{%- if tools is not none %}{{ tools | tojson }}{% endif %}{{ mood or 'calm' }}
+{%- if add_generation_prompt %}>{% endif %}"""
 CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
     "text": (HELLO, {"tokenize": False}),
     "texts": ([HELLO, LONGER], {"tokenize": False, "add_generation_prompt": True}),
@@ -277,7 +279,6 @@ PADDED: dict[str, tuple[Any, dict[str, Any]]] = {
         {"return_tensors": "pt", "pad_to_multiple_of": 4},
     ),
     "right": ({"input_ids": ROWS, "attention_mask": MASKS}, {"padding_side": "right"}),
-    "longest whatever the length": ({"input_ids": ROWS}, {"max_length": 9}),
     "length": ({"input_ids": ROWS}, {"padding": "max_length", "max_length": 6}),
     "no padding": ({"input_ids": ROWS}, {"padding": False}),
     "no mask": ({"input_ids": ROWS}, {"return_attention_mask": False}),
@@ -312,6 +313,12 @@ def test_lists_without_a_name_are_padded_as_ever(pair: tuple[Any, Any]) -> None:
     assert ours.pad([[1], [2, 3]], "right") == ([[1, pad], [2, 3]], [[1, 0], [1, 1]])
     assert ours.pad([[1], [2, 3]]) == ([[pad, 1], [2, 3]], [[0, 1], [1, 1]])
     assert ours.pad([]) == ([], [])
+
+
+def test_the_longest_decides_whatever_the_length(pair: tuple[Any, Any]) -> None:
+    with pytest.warns(UserWarning, match="`max_length` is ignored"):
+        reference = pair[1].pad({"input_ids": ROWS}, max_length=9)
+    assert_same_encoding(pair[0].pad({"input_ids": ROWS}, max_length=9), reference)
 
 
 def test_an_encoding_without_ids_is_not_padded(pair: tuple[Any, Any]) -> None:
