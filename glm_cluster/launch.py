@@ -36,20 +36,14 @@ def serve_args(options: Namespace, file: "ServeFile") -> dict[str, object]:
     args = dict(file.args)
     if "models" in args:
         return _of_several(options, args)
-    if options.model is None and "model" in args:
-        args = _fetched(args)
-    if options.model is not None or "model" not in args:
-        name = options.model or DEMO
-        _check_recipe(name, options.tp)
-        args.pop("model_name", None)  # the name of the file's model
-        args["model"] = str(model_directory(name))
-        if (served_as := _recipe_name(name)) is not None:
-            args["model_name"] = served_as
     flags = {name: getattr(options, name) for name in ("tp", "dtype", "device", "task", "max_model_len")}
     args |= {name: value for name, value in flags.items() if value is not None}
     if options.replicas is not None:
         args["min_replicas"], args["max_replicas"] = _replicas(options.replicas)
-    return args
+    if options.model is not None or "model" not in args:
+        args.pop("model_name", None)  # the name of the file's model
+        args["model"] = options.model or DEMO
+    return _fetched(args)
 
 
 def _of_several(options: Namespace, args: dict[str, object]) -> dict[str, object]:
@@ -66,8 +60,10 @@ def _of_several(options: Namespace, args: dict[str, object]) -> dict[str, object
 def _fetched(args: Mapping[str, object]) -> dict[str, object]:
     """The settings of a model with a name in the place of its directory fetched, and served by that name."""
     name = args.get("model")
-    if not isinstance(name, str) or name.startswith(("/", ".", "~")) or Path(name).is_dir():
+    if not isinstance(name, str):
         return dict(args)
+    if Path(name).is_dir() or name.startswith(("/", ".", "~")):
+        return {**args, "model": str(Path(name).resolve())}
     _check_recipe(name, args.get("tp"))
     return {"model_name": _recipe_name(name), **args, "model": str(model_directory(name))}
 

@@ -65,10 +65,8 @@ def check_checkpoint(engine: EngineConfig) -> GlmConfig:
 
 def check_tokenizer(directory: Path, config: GlmConfig) -> None:
     """Refuse a directory without a tokenizer, or with one that cannot be this model's."""
-    ids = {*config.eos_token_ids}
-    if config.pad_token_id is not None and config.pad_token_id >= 0:  # below 0: a row from the end, in padding
-        ids.add(config.pad_token_id)
-    Tokenizer.from_directory(directory).check_fits(vocab_size=config.vocab_size, special_ids=ids, where=directory)
+    tokenizer = Tokenizer.from_directory(directory)
+    tokenizer.check_fits(vocab_size=config.vocab_size, special_ids=config.special_ids, where=directory)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,10 @@ from glm_cluster.api.replies import Head
 from glm_cluster.api.scores import Floats, Scores, Verdict, activation_of, rows_of, unit
 from glm_cluster.api.service import ServedModel, Service, Usage, check_ids
 from glm_cluster.api.window import EncodeWindow
-from glm_cluster.errors import InvalidRequest
-from glm_cluster.records import Encoder, EncodeRequest, ModelInfo, Pooling, Task
+from glm_cluster.errors import InvalidRequest, Overloaded
+from glm_cluster.records import Encoded, Encoder, EncodeRequest, ModelInfo, Pooling, Task
 
+_PAUSES_S = (0.05, 0.1, 0.2, 0.4, *[0.8] * 20)  # before an input of a list gives up on a full engine
 ABREAST = 256  # inputs of one request inside the engines at a time: a long list alone must not fill their queues
 
 A = TypeVar("A")
@@ -144,9 +145,18 @@ class _Run:
         prompt = self._prompts[index].framed if ids is None else ids
         request = EncodeRequest(request_id=f"{self._head.id}-{index}", prompt=prompt, pooling=pooling)
         async with self._abreast:
-            encoded = await self._encoder.encode(request)
+            encoded = await self._encode(request)
         self._num_cached += encoded.num_cached_tokens
         return rows_of(encoded, num_rows=num_rows, width=width)
+
+    async def _encode(self, request: EncodeRequest) -> Encoded:
+        """What the engine makes of a prompt. One of a list waits for room a while: its list fills the queue itself."""
+        for pause_s in _PAUSES_S if len(self._prompts) > 1 else ():
+            try:
+                return await self._encoder.encode(request)
+            except Overloaded:
+                await asyncio.sleep(pause_s)
+        return await self._encoder.encode(request)
 
     def tokens(self, prompt: Prompt, scores: Scores) -> Tokens:
         """Put the scores to the tokens of a prompt and to the places in its text."""

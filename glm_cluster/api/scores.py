@@ -20,7 +20,7 @@ Activation: TypeAlias = Literal["softmax", "sigmoid", "none"]
 
 
 def activation_of(info: ModelInfo) -> Activation:
-    """What the classifier was trained under. A problem type that is not given is guessed as Hugging Face does."""
+    """What the classifier was trained under. Without a problem type, as HF's loss guesses it."""
     match info.problem_type:
         case "multi_label_classification":
             return "sigmoid"

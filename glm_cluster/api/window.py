@@ -52,11 +52,10 @@ class EncodeWindow:
         The first slice is made here, and is all of it for most answers. Later ones are made by the worker thread, with
         room between them for whatever else it has to do.
         """
-        drained: list[T] = []
-        made_bytes = 0
-        while slice_ := await self.off_loop(lambda: _slice(items, size_bytes), size_bytes=made_bytes):
-            drained += slice_
-            made_bytes = LOOP_BYTES + 1
+        drained, is_all = _slice(items, size_bytes)
+        while not is_all:
+            more, is_all = await asyncio.wrap_future(self._worker.submit(_slice, items, size_bytes))
+            drained += more
         return drained
 
     def close(self) -> None:
@@ -87,16 +86,16 @@ class EncodeWindow:
             _release(waiting, batch.result())
 
 
-def _slice(items: Iterator[T], size_bytes: Callable[[T], int]) -> list[T]:
-    """The next items until they come to what may be made at one go."""
+def _slice(items: Iterator[T], size_bytes: Callable[[T], int]) -> tuple[list[T], bool]:
+    """The next items until they come to what may be made at one go, and whether these were the last."""
     made: list[T] = []
     left_bytes = LOOP_BYTES
     for item in items:
         made.append(item)
         left_bytes -= size_bytes(item)
         if left_bytes <= 0:
-            break
-    return made
+            return made, False
+    return made, True
 
 
 def _refuse(waiting: Sequence[asyncio.Future[Ids]], error: BaseException) -> None:

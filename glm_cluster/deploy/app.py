@@ -80,7 +80,7 @@ def resolve_device(config: ClusterConfig) -> ClusterConfig:
     if all(model.engine.device != "auto" for model in config.models):
         return config
     gpus = ray.cluster_resources().get("GPU", 0) if ray.is_initialized() else 0
-    num_ranks = sum(model.engine.tp for model in config.models if model.engine.device != "cpu")
+    num_ranks = sum(m.engine.tp * m.min_replicas for m in config.models if m.engine.device != "cpu")
     device: DeviceName = "cuda" if gpus >= num_ranks else "cpu"
     return replace(config, models=tuple(_on(model, device) for model in config.models))
 

@@ -55,7 +55,7 @@ class GlmIngress:
         directory = Path(model.engine.model)
         stored = GlmConfig.from_directory(directory)
         tokenizer = Tokenizer.from_directory(directory)
-        tokenizer.check_fits(vocab_size=stored.vocab_size, special_ids=special_ids(stored), where=directory)
+        tokenizer.check_fits(vocab_size=stored.vocab_size, special_ids=stored.special_ids, where=directory)
         relay = Relay(
             fleet.submit,
             self._inbox,
@@ -145,9 +145,3 @@ def model_info(model: ModelConfig, stored: GlmConfig, *, created: int) -> ModelI
         pad_token_id=stored.pad_token_id,
         created=created,
     )
-
-
-def special_ids(stored: GlmConfig) -> tuple[int, ...]:
-    """The ids with which a model ends and pads."""
-    pad = stored.pad_token_id
-    return stored.eos_token_ids if pad is None else (*stored.eos_token_ids, pad)

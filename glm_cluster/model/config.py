@@ -153,6 +153,12 @@ class GlmConfig:
         return (self.eos_token_id,) if isinstance(self.eos_token_id, int) else tuple(self.eos_token_id)
 
     @property
+    def special_ids(self) -> tuple[int, ...]:
+        """The ids with which a model ends and pads; a negative one, a row counted from the end, names no token."""
+        pad = () if self.pad_token_id is None or self.pad_token_id < 0 else (self.pad_token_id,)
+        return (*self.eos_token_ids, *pad)
+
+    @property
     def num_labels(self) -> int:
         """Outputs of a classification head."""
         return len(self.id2label)

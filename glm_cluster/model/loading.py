@@ -3,10 +3,9 @@
 Knows which class serves which task. Knows nothing of how files are laid out: `checkpoint` does.
 """
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -19,8 +18,6 @@ from glm_cluster.model.pretrained import PretrainedModel
 from glm_cluster.model.ranks import Ranks
 from glm_cluster.records import Task
 
-logger = logging.getLogger(__name__)
-
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MODEL_OF: Mapping[Task, type[PretrainedModel]] = {
     "generate": GlmForCausalLM,
@@ -28,8 +25,6 @@ MODEL_OF: Mapping[Task, type[PretrainedModel]] = {
     "classify-tokens": GlmForTokenClassification,
     "embed": GlmModel,
 }
-
-M = TypeVar("M", bound=PretrainedModel)
 
 
 def load_model(

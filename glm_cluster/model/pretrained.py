@@ -4,6 +4,8 @@ Source: HF `PreTrainedModel` (transformers 5.0.0rc1 and 5.23), for the methods t
 """
 
 import warnings
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -11,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from glm_cluster.errors import ConfigError
+from glm_cluster.model.checkpoints import weights
 from glm_cluster.model.checkpoints.checkpoint import Checkpoint
-from glm_cluster.model.checkpoints.weights import fill_or_make, groups, num_bytes, write_shards
 from glm_cluster.model.config import GlmConfig
 from glm_cluster.model.layers import RMSNorm, VocabEmbedding
 from glm_cluster.model.outputs import ModelOutput
@@ -62,6 +64,12 @@ class PretrainedModel(nn.Module):
         torch_dtype: str | torch.dtype | None = None,
         device_map: object = None,
         trust_remote_code: bool = False,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        low_cpu_mem_usage: bool | None = None,
+        use_safetensors: bool | None = None,
         **changes: Any,
     ) -> Self:
         """Load a checkpoint directory, or a hub repository where `huggingface_hub` is installed, ready for inference.
@@ -69,22 +77,24 @@ class PretrainedModel(nn.Module):
         `dtype` "auto" is the stored one. `device_map` places the whole model ("auto": CUDA if it has room, else the
         CPU). `changes` are config keys (`num_labels=3`, `attn_implementation="eager"`). A head that the checkpoint
         has not is made anew, with a warning. `trust_remote_code=True` is accepted, and no code of a checkpoint is ever
-        run.
+        run. `revision`, `cache_dir`, `token` and `local_files_only` are the hub library's; `low_cpu_mem_usage` and
+        `use_safetensors=True` ask for what is always done.
         """
         from glm_cluster.model.checkpoints.hub import resolve
 
         note_trust(trust_remote_code)
-        directory = resolve(name_or_directory)
-        config = config or GlmConfig.from_pretrained(directory)
-        if unknown := changes.keys() - {*GlmConfig.__dataclass_fields__, "num_labels", "rope_theta"}:
-            raise TypeError(f"from_pretrained does not know {', '.join(sorted(unknown))}")
-        config = config.replace(**changes)
+        if use_safetensors is False:
+            raise ConfigError("use_safetensors=False asks for pickles, which are never read; leave it out")
+        directory = resolve(
+            name_or_directory, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only
+        )
+        config = changed(config or GlmConfig.from_pretrained(directory), changes)
         as_stored = Checkpoint.open(directory, config).with_stored_dtype(config)
         to = _torch_dtype(dtype if torch_dtype is None else torch_dtype, as_stored)
-        stored_bytes = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
         with torch.device("meta"):
             model = cls(config)
-        fill_or_make(model, directory, dtype=to, device=choose_device(device_map, stored_bytes))
+        num_bytes = sum(parameter.numel() for parameter in model.parameters()) * to.itemsize
+        weights.fill_or_make(model, directory, dtype=to, device=choose_device(device_map, num_bytes))
         model.after_loading(directory)
         return model.eval()
 
@@ -103,7 +113,7 @@ class PretrainedModel(nn.Module):
             tensors.pop("lm_head.weight", None)
         for stale in (*directory.glob("model*.safetensors"), directory / "model.safetensors.index.json"):
             stale.unlink(missing_ok=True)
-        write_shards(directory, list(groups(tensors, num_bytes(max_shard_size))))
+        weights.write_shards(directory, list(weights.groups(tensors, weights.num_bytes(max_shard_size))))
 
     def init_weights(self) -> None:
         """HF's fresh weights: N(0, initializer_range), biases and the padding row 0, norms 1. Nothing on `meta`."""
@@ -183,10 +193,23 @@ class PretrainedModel(nn.Module):
         return output if wanted else output.to_tuple()
 
 
+def changed(config: GlmConfig, changes: Mapping[str, Any]) -> GlmConfig:
+    """The config with the keys that `from_pretrained` was given; a name that is no key is a TypeError."""
+    if unknown := changes.keys() - {*GlmConfig.__dataclass_fields__, "num_labels", "rope_theta"}:
+        raise TypeError(f"from_pretrained does not know {', '.join(sorted(unknown))}")
+    return config.replace(**changes)
+
+
 def note_trust(trust_remote_code: bool) -> None:
     """Say, once in a process, that a checkpoint's own code is not run whatever is asked."""
     if trust_remote_code:
-        warnings.warn("trust_remote_code=True changes nothing: no code of a checkpoint is ever run here", stacklevel=1)
+        warn_of_trust()
+
+
+@cache  # and not the warnings module's own memory, which `catch_warnings` forgets
+def warn_of_trust() -> None:
+    """Warn, the first time it is called."""
+    warnings.warn("trust_remote_code=True changes nothing: no code of a checkpoint is ever run here", stacklevel=1)
 
 
 def _torch_dtype(dtype: str | torch.dtype | None, config: GlmConfig) -> torch.dtype:

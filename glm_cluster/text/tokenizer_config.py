@@ -52,7 +52,7 @@ def _mapping(file: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(_text(file))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is not JSON ({error}); fetch it again") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} must hold a mapping")

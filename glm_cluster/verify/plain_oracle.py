@@ -47,6 +47,7 @@ def static_cache_ids(model: GlmForCausalLM, questions: Questions) -> list[Ids]:
     for prompt in questions.prompts:
         out = model.generate(
             torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
             do_sample=False,
             max_new_tokens=questions.max_new_tokens,
             eos_token_id=list(questions.eos_ids) or None,

@@ -5,12 +5,13 @@ to know what is in them, and never fetches pickles or code.
 """
 
 import io
+import json
 import re
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from glm_cluster.errors import ConfigError
 from glm_cluster.model.checkpoints.demo import OnProgress, default_directory, ensure_demo_model
@@ -28,29 +29,48 @@ PATTERNS = (
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
-def resolve(name: str | Path, *, revision: str | None = None, on_progress: OnProgress | None = None) -> Path:
+class HubOptions(TypedDict, total=False):
+    """Where the hub's library looks: a branch, tag or commit; its cache; who asks; and whether it may ask at all."""
+
+    revision: str | None
+    cache_dir: str | Path | None
+    token: str | bool | None
+    local_files_only: bool
+
+
+def resolve(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Path:
     """Return the directory that `name` stands for, fetching what is not on this machine.
 
     An existing directory comes first, then a recipe, then a hub repository `owner/name`, of which `revision` is one.
+    The other options are the hub library's, which is asked about repositories alone.
     """
+    options = HubOptions(revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
     if Path(name).is_dir():
         return Path(name).resolve()
     if str(name).startswith(("/", ".", "~")):
         raise ConfigError(f"{name}: no such directory; give one with a checkpoint in it, or a model's name")
     recipe = find_recipe(str(name))
     if recipe is None and _REPOSITORY.fullmatch(str(name)):
-        return fetch(str(name), revision=revision, on_progress=on_progress)
+        return fetch(str(name), on_progress=on_progress, **options)
     if recipe is None:
         raise ConfigError(
             f"{str(name)!r} is no directory, no hub repository (owner/name) and no recipe; "
             f"the recipes are {', '.join(recipe_names())}"
         )
     if isinstance(recipe.source, HubSource):
-        return fetch(recipe.source.repo, revision=revision, on_progress=on_progress)
+        return fetch(recipe.source.repo, on_progress=on_progress, **options)
     return ensure_demo_model(on_progress=on_progress)
 
 
-def fetch(repo: str, *, revision: str | None = None, on_progress: OnProgress | None = None) -> Path:
+def fetch(repo: str, *, on_progress: OnProgress | None = None, **options: Unpack[HubOptions]) -> Path:
     """Return the local directory of a hub repository: fetched, or as cached where the hub cannot be reached."""
     library = _library()
     if library is None:
@@ -61,32 +81,28 @@ def fetch(repo: str, *, revision: str | None = None, on_progress: OnProgress | N
     errors = import_module("huggingface_hub.errors")
     report = on_progress or _ignore
     try:
-        directory = _snapshot(library, repo, revision=revision, tqdm_class=_bar_class(report))
+        directory = _snapshot(library, repo, tqdm_class=_bar_class(report), **{"revision": None, **options})
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
-        raise ConfigError(_refusal(errors, error, repo, revision)) from error
+        raise ConfigError(_refusal(errors, error, repo, options.get("revision"))) from error
     except (OSError, errors.HTTPError) as error:  # which library's HTTPError depends on the release
-        if kept := cached(repo, revision=revision):
+        if kept := cached(repo, revision=options.get("revision"), cache_dir=options.get("cache_dir")):
             return kept
-        raise ConfigError(
-            f"{repo} could not be fetched from the Hugging Face hub and no complete copy is cached "
-            f"({_sentence(error)}); check the connection and HF_HUB_OFFLINE, or give the directory of a checkpoint"
-        ) from error
+        raise ConfigError(_absence(error, repo, bool(options.get("local_files_only")))) from error
     report("download", 1.0)
     return directory
 
 
-def cached(repo: str, *, revision: str | None = None) -> Path | None:
+def cached(repo: str, *, revision: str | None = None, cache_dir: str | Path | None = None) -> Path | None:
     """Return the hub cache's copy of a repository if there is one with weights. Never asks the network."""
     library = _library()
     if library is None:
         return None
     errors = import_module("huggingface_hub.errors")
     try:
-        directory = _snapshot(library, repo, revision=revision, local_files_only=True)
+        directory = _snapshot(library, repo, revision=revision, cache_dir=cache_dir, local_files_only=True)
     except (errors.LocalEntryNotFoundError, errors.HFValidationError):
         return None
-    has_weights = any(path.is_file() for path in directory.glob("*.safetensors"))  # a broken link is no file
-    return directory if has_weights and (directory / "config.json").is_file() else None
+    return directory if _is_whole(directory) else None
 
 
 def installed(recipes: Iterable[Recipe]) -> frozenset[str]:
@@ -100,6 +116,16 @@ def _is_installed(recipe: Recipe) -> bool:
     return (default_directory(recipe.source.version) / "config.json").is_file()
 
 
+def _is_whole(directory: Path) -> bool:
+    """Whether config.json and every weight file are there: those the index names, or any. A broken link is none."""
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    else:
+        files = {path.name for path in directory.glob("*.safetensors")}
+    return bool(files) and all((directory / name).is_file() for name in {*files, "config.json"})
+
+
 def _library() -> ModuleType | None:
     try:
         return import_module("huggingface_hub")
@@ -109,6 +135,19 @@ def _library() -> ModuleType | None:
 
 def _snapshot(library: ModuleType, repo: str, **options: Any) -> Path:
     return Path(library.snapshot_download(repo, allow_patterns=list(PATTERNS), **options))
+
+
+def _absence(error: Exception, repo: str, local_files_only: bool) -> str:
+    """Say what to do about a repository that was neither fetched nor in the cache."""
+    if local_files_only:
+        return (
+            f"{repo} is not in the Hugging Face hub's cache, and local_files_only=True forbids fetching it; "
+            "leave that out, or give the directory of a checkpoint"
+        )
+    return (
+        f"{repo} could not be fetched from the Hugging Face hub and no complete copy is cached "
+        f"({_sentence(error)}); check the connection and HF_HUB_OFFLINE, or give the directory of a checkpoint"
+    )
 
 
 def _refusal(errors: ModuleType, error: Exception, repo: str, revision: str | None) -> str:

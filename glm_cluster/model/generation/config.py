@@ -73,7 +73,7 @@ class TokenIds(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationConfig:
-    """The settings of one `generate` call, or a model's defaults for them."""
+    """The settings of one `generate` call, or a model's defaults for them; `changed` gives a copy with other ones."""
 
     max_length: int | None = None
     max_new_tokens: int | None = None
@@ -113,11 +113,24 @@ class GenerationConfig:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # HF takes tensors as well
+            if hasattr(value := getattr(self, name), "tolist"):
+                object.__setattr__(self, name, value.tolist())
         for expected, fits, names in _KINDS:
             for name in names:
                 value = getattr(self, name)
                 if value is not None and not fits(value):
                     raise ConfigError(f"{name} must be {expected}, not {value!r}", param=name)
+
+    @classmethod
+    def from_pretrained(cls, name_or_directory: str | Path, **changes: Any) -> Self:
+        """Read generation_config.json of a directory or hub repository, which must have one; `changes` are keys."""
+        from glm_cluster.model.checkpoints.hub import resolve
+
+        path = resolve(name_or_directory) / FILE_NAME
+        if not path.is_file():
+            raise CheckpointError(f"there is no {path}; make a GenerationConfig(...) of the settings you want")
+        return cls._from_file(path).changed(changes)
 
     @classmethod
     def from_directory(cls, directory: Path, config: TokenIds) -> Self:
@@ -127,6 +140,10 @@ class GenerationConfig:
             return cls(
                 bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
             )
+        return cls._from_file(path)
+
+    @classmethod
+    def _from_file(cls, path: Path) -> Self:
         try:
             return cls.from_dict(_read_object(path))
         except CheckpointError:

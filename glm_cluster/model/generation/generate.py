@@ -26,6 +26,7 @@ from glm_cluster.model.generation.config import (
 from glm_cluster.model.generation.processors import AllowedTokens, LogitsProcessor, Prompt, processors_for
 from glm_cluster.model.generation.rows import Cache, Rows
 from glm_cluster.model.generation.stopping import StoppingCriterion, criteria_for, ended, fills
+from glm_cluster.model.outputs import ModelOutput
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +78,14 @@ class Streamer(Protocol):
     def end(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerateOutput:
+class GivenSettings(Protocol):
+    """A generation config, ours or Transformers'."""
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+@dataclass(slots=True, kw_only=True)
+class GenerateOutput(ModelOutput):
     """What `generate` returns with `return_dict_in_generate`; scores and logits hold one [B, V] tensor a step."""
 
     sequences: Tensor
@@ -91,7 +98,7 @@ class GenerateOutput:
 def generate(
     model: CausalLm,
     inputs: Tensor | None = None,
-    generation_config: GenerationConfig | None = None,
+    generation_config: GivenSettings | None = None,
     logits_processor: Sequence[LogitsProcessor] | None = None,
     stopping_criteria: Sequence[StoppingCriterion] | None = None,
     *,
@@ -106,8 +113,8 @@ def generate(
 ) -> Tensor | GenerateOutput:
     """Continue each row of the prompt; returns prompt and continuation, ended rows filled with the padding id.
 
-    Settings come from `overrides`, else from `generation_config`, else from the model's, else HF's defaults: greedy,
-    20 new tokens.
+    Settings come from `overrides`, else from `generation_config` (ours or Transformers'), else from the model's, else
+    HF's defaults: greedy, 20 new tokens.
     """
     settings = _settings(model, generation_config, overrides)
     if inputs is not None and input_ids is not None:
@@ -132,11 +139,11 @@ def generate(
     return output if settings.return_dict_in_generate else output.sequences
 
 
-def _settings(model: CausalLm, given: GenerationConfig | None, overrides: Mapping[str, Any]) -> GenerationConfig:
+def _settings(model: CausalLm, given: GivenSettings | None, overrides: Mapping[str, Any]) -> GenerationConfig:
     """Merge the four sources of settings, refuse what cannot be done, and say what will have no effect."""
     asked = {name: value for name, value in overrides.items() if name in FIELDS | UNIMPLEMENTED.keys()}
     _refuse_arguments({name: value for name, value in overrides.items() if name not in asked})
-    chosen = given or GenerationConfig()
+    chosen = _own(given)
     settings = chosen.filled(model.generation_config).filled(DEFAULTS).changed(asked)
     settings.refuse_unimplemented()
     _check_counts(settings)
@@ -145,6 +152,12 @@ def _settings(model: CausalLm, given: GenerationConfig | None, overrides: Mappin
     if settings.pad_token_id is None and settings.eos_token_ids:
         settings = replace(settings, pad_token_id=settings.eos_token_ids[0])
     return settings
+
+
+def _own(given: GivenSettings | None) -> GenerationConfig:
+    if given is None or isinstance(given, GenerationConfig):
+        return given or GenerationConfig()
+    return GenerationConfig.from_dict({name: value for name, value in given.to_dict().items() if value is not None})
 
 
 def _refuse_arguments(others: Mapping[str, Any]) -> None:

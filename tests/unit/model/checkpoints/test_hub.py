@@ -194,6 +194,26 @@ def test_offline_with_an_empty_cache_is_refused(library: ModuleType) -> None:
         fetch(REPO)
 
 
+def test_another_cache_is_used_where_one_is_given(library: ModuleType, tmp_path: Path) -> None:
+    snapshot = lay_out(tmp_path / "other", "config.json", "model.safetensors")
+    assert resolve(REPO, cache_dir=tmp_path / "other", local_files_only=True) == snapshot
+    assert cached(REPO, cache_dir=tmp_path / "other") == snapshot
+    assert cached(REPO) is None
+
+
+def test_local_files_only_that_are_not_there_are_refused(library: ModuleType) -> None:
+    with pytest.raises(ConfigError, match=r"local_files_only=True forbids fetching it; leave that out"):
+        resolve(REPO, local_files_only=True)
+
+
+def test_the_options_are_the_library_s(serve: Serve, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"revision": "v1", "cache_dir": tmp_path, "token": False, "local_files_only": False}
+    calls = serve(lambda **_: str(tmp_path))
+    resolve("glm-4-9b-chat-hf", **options)
+    resolve("someone/glm", **options)
+    assert [call.items() >= options.items() for call in calls] == [True, True]
+
+
 @pytest.mark.parametrize("failure", ["OSError", "HTTPError"])
 def test_a_failing_network_falls_back_to_the_cache(
     serve: Serve, library: ModuleType, tmp_path: Path, failure: str

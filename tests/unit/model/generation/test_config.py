@@ -43,6 +43,16 @@ def test_a_published_file_survives_the_round_trip(tmp_path):
     assert GenerationConfig.from_directory(tmp_path / "copy", IDS) == config
 
 
+def test_it_is_read_by_itself_with_changes(tmp_path):
+    config = GenerationConfig.from_pretrained(written(tmp_path, json.dumps(PUBLISHED)), top_p=0.5, num_beams=2)
+    assert (config.temperature, config.top_p, config.extra["num_beams"]) == (0.8, 0.5, 2)
+
+
+def test_by_itself_it_takes_a_file(tmp_path):
+    with pytest.raises(CheckpointError, match=r"there is no .*generation_config.json; make a GenerationConfig"):
+        GenerationConfig.from_pretrained(tmp_path)
+
+
 def test_hf_reads_what_is_saved(tmp_path):
     from transformers import GenerationConfig as HfConfig
 

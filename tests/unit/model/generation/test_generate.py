@@ -484,3 +484,38 @@ def test_the_record_holds_only_what_was_asked_for(model: HfModel):
     assert isinstance(uncached, GenerateOutput)
     assert uncached.past_key_values is None
     assert isinstance(generate(model, PROMPT_BT, max_new_tokens=1, output_scores=True), Tensor)
+
+
+def test_the_record_is_had_by_name_by_key_and_by_place(model: HfModel):
+    out = assert_same(model, max_new_tokens=3)
+    theirs = model.hf.generate(PROMPT_BT, max_new_tokens=3, return_dict_in_generate=True, output_scores=True)
+    bare = generate(model, PROMPT_BT, max_new_tokens=3, return_dict_in_generate=True, output_scores=True)
+    assert isinstance(bare, GenerateOutput)
+    assert list(bare) == list(theirs)
+    assert out["sequences"] is out.sequences is out[0]
+    assert out["scores"] is out[1]
+    assert "logits" not in bare
+
+
+def test_settings_may_be_transformers_own(model: HfModel):
+    from transformers import GenerationConfig as HfConfig
+
+    settings = HfConfig(do_sample=True, top_k=5, max_new_tokens=6, eos_token_id=EOS, pad_token_id=0)
+    assert_same(model, generation_config=settings)
+    with pytest.raises(ConfigError, match="num_beams=2 is not implemented"):
+        generate(model, PROMPT_BT, HfConfig(num_beams=2))
+
+
+def test_what_their_settings_leave_unset_the_model_s_own_decide(model: HfModel):
+    """An unset key of theirs is a None in `to_dict`, and must not hide what the model's file says."""
+    from transformers import GenerationConfig as HfConfig
+
+    model.generation_config = GenerationConfig(extra={"num_beams": 3})
+    with pytest.raises(ConfigError, match="num_beams=3 is not implemented"):
+        generate(model, PROMPT_BT, HfConfig(max_new_tokens=2))
+
+
+@pytest.mark.parametrize("ids", [torch.tensor(EOS), torch.tensor(EOS[0])])
+def test_ids_may_be_tensors(ids: Tensor, model: HfModel):
+    assert_same(model, max_new_tokens=8, eos_token_id=ids, pad_token_id=torch.tensor(0))
+    assert GenerationConfig(eos_token_id=ids).eos_token_ids == tuple(ids.reshape(-1).tolist())
