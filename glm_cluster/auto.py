@@ -12,17 +12,16 @@ Knows model and text. Knows no engine, no Ray and no wire.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, Unpack
 
-import jinja2
-
-from glm_cluster.errors import ConfigError, InvalidRequest
+from glm_cluster.errors import CheckpointError, ConfigError, InvalidRequest
 from glm_cluster.model.checkpoints.hub import HubOptions, resolve
 from glm_cluster.model.config import GlmConfig
 from glm_cluster.text.chat import ChatTemplate
 from glm_cluster.text.page_tokenizer import PageTokenizer
-from glm_cluster.text.tokenizer_config import SIDES, UNLIMITED
+from glm_cluster.text.tokenizer_config import UNLIMITED
 
 if TYPE_CHECKING:
     from glm_cluster.model.glm import GlmForCausalLM, GlmModel
@@ -208,7 +207,7 @@ class GlmTokenizer(PageTokenizer):
 
         Lists of ids without a name stay what they were, a pair of ids and mask; `padding` may be their side.
         """
-        if padding in SIDES or not _are_columns(encoded_inputs):
+        if not _are_columns(encoded_inputs):
             side = padding_side if isinstance(padding, bool) else str(padding)
             rows: Any = encoded_inputs
             return super().pad(rows, side, max_length=max_length, pad_to_multiple_of=pad_to_multiple_of)
@@ -295,10 +294,9 @@ class GlmTokenizer(PageTokenizer):
 
     def _compiled(self, source: str) -> ChatTemplate:
         try:
-            return ChatTemplate(source, {}, self._config.tokens)
-        except jinja2.TemplateSyntaxError as error:
-            reason = f"chat_template is broken at line {error.lineno}: {error}; give the text of a Jinja template"
-            raise InvalidRequest(reason, param="chat_template") from error
+            return ChatTemplate.from_config(replace(self._config, chat_template=source), {}, Path("chat_template"))
+        except CheckpointError as error:
+            raise InvalidRequest(f"{error.message}; give a Jinja template's text", param="chat_template") from error
 
     def decode(self, ids: Any, skip_special_tokens: bool = False) -> str:
         """The text of a row of ids, a tensor or a list."""

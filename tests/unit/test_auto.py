@@ -255,7 +255,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "tokenizer_kwargs": (HELLO, {"tokenizer_kwargs": {"truncation": True}}, "tokenizer_kwargs .* leave it out"),
     "sanitize": (HELLO, {"sanitize_control_tokens": True}, "sanitize_control_tokens .* leave it out"),
     "empty": ([], {}, "empty conversation"),
-    "broken template": (HELLO, {"chat_template": "{% if %}"}, "chat_template is broken at line 1"),
+    "broken template": (HELLO, {"chat_template": "{% if %}"}, "chat_template is broken at line 1.*; give a Jinja"),
     "documents": (HELLO, {"documents": ["deep"]}, "title and a text"),
     "padding": ([HELLO], {"padding": "shortest"}, "not 'shortest'"),
     "unequal": ([HELLO, LONGER], {"return_tensors": "pt"}, "padding=True"),
@@ -324,6 +324,8 @@ def test_the_longest_decides_whatever_the_length(pair: tuple[Any, Any]) -> None:
 def test_an_encoding_without_ids_is_not_padded(pair: tuple[Any, Any]) -> None:
     with pytest.raises(InvalidRequest, match="input_ids"):
         pair[0].pad({"labels": [1]})
+    with pytest.raises(InvalidRequest, match="not 'right'"):
+        pair[0].pad({"input_ids": ROWS}, "right")
 
 
 def test_nothing_is_padded_to_a_length_without_end(pair: tuple[Any, Any]) -> None:
