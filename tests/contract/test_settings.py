@@ -5,7 +5,7 @@ from dataclasses import fields
 
 from pydantic import BaseModel
 
-from glm_cluster.api import openai
+from glm_cluster.api import inputs, openai
 from glm_cluster.config import ClusterConfig, EngineConfig, ModelConfig
 from glm_cluster.records import (
     Encoded,
@@ -48,21 +48,21 @@ def test_every_record_field_has_a_reader(modules: Modules) -> None:
 def test_every_request_field_has_a_reader(modules: Modules) -> None:
     """Only names are compared: a field may hide behind a namesake, but not be without one."""
     read = attributes_read(modules, outside="")
-    requests = [
-        cls
-        for cls in vars(openai).values()
-        if isinstance(cls, type) and issubclass(cls, BaseModel) and cls.__name__.endswith("Request")
-    ]
-    assert requests
-    unused = {f"{cls.__name__}.{name}" for cls in requests for name in cls.model_fields if name not in read}
+    unused = {f"{cls.__name__}.{name}" for cls in request_bodies() for name in cls.model_fields if name not in read}
     assert not unused, f"request fields nobody reads: {sorted(unused)}"
 
 
 def test_requests_refuse_unknown_fields() -> None:
-    requests = [cls for cls in vars(openai).values() if isinstance(cls, type) and issubclass(cls, BaseModel)]
-    accepting = {
-        cls.__name__
-        for cls in requests
-        if cls.__name__.endswith("Request") and cls.model_config.get("extra") != "forbid"
+    assert not {cls.__name__ for cls in request_bodies() if cls.model_config.get("extra") != "forbid"}
+
+
+def request_bodies() -> list[type[BaseModel]]:
+    """What a client may send, on every route."""
+    found = {
+        cls
+        for module in (openai, inputs)
+        for name, cls in vars(module).items()
+        if name.endswith("Request") and isinstance(cls, type) and issubclass(cls, BaseModel)
     }
-    assert not accepting
+    assert len(found) >= 5
+    return list(found)

@@ -11,7 +11,7 @@ from glm_cluster.api import encodings
 from glm_cluster.api.encodings import classify, classify_tokens, embed
 from glm_cluster.api.inputs import ClassifyRequest, ClassifyTokensRequest, EmbeddingRequest
 from glm_cluster.api.service import Service
-from glm_cluster.errors import EngineUnavailable, InternalError, InvalidRequest, ModelNotFound
+from glm_cluster.errors import EngineUnavailable, InternalError, InvalidRequest, ModelNotFound, Overloaded
 from glm_cluster.metrics import NoMeters
 
 BEGIN, END = 257, 256
@@ -241,3 +241,22 @@ async def until(condition):
     async with asyncio.timeout(5):
         while not condition():
             await asyncio.sleep(0.001)
+
+
+async def test_a_list_waits_for_room_and_a_single_input_is_told(service, counter, monkeypatch):
+    """A list of inputs fills an engine's queue by itself; that is no reason to refuse it."""
+    monkeypatch.setattr(encodings, "_PAUSES_S", (0.0,) * 3)
+    full = [Overloaded("full"), Overloaded("full")]
+    encode = counter.encode
+
+    async def crowded(request):
+        if full:
+            raise full.pop()
+        return await encode(request)
+
+    monkeypatch.setattr(counter, "encode", crowded)
+    answers = await embed(service, embedding(["a", "b", "c"]))
+    assert len(answers.items) == 3
+    full.append(Overloaded("full"))
+    with pytest.raises(Overloaded):
+        await embed(service, embedding("a"))

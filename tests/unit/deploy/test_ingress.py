@@ -3,7 +3,7 @@
 import pytest
 
 from glm_cluster.config import ModelConfig
-from glm_cluster.deploy.ingress import model_info, special_ids
+from glm_cluster.deploy.ingress import model_info
 from glm_cluster.deploy.replica import probe_request
 from glm_cluster.model.config import GlmConfig
 from glm_cluster.records import EncodeRequest, GenerationRequest, Task
@@ -41,11 +41,6 @@ def test_labels_are_a_classifiers(task: Task, labels: tuple[str, ...], problem_t
 @pytest.mark.parametrize(("asked", "limit"), [(None, 100), (60, 60), (1000, 100)])
 def test_the_length_is_the_smaller_of_what_is_asked_and_what_the_model_can(asked: int | None, limit: int):
     assert model_info(_model("embed", max_model_len=asked), STORED, created=0).max_model_len == limit
-
-
-def test_a_model_ends_and_pads_with_these():
-    assert special_ids(STORED) == (7, 8, 9)
-    assert special_ids(STORED.replace(pad_token_id=None)) == (7, 8)
 
 
 @pytest.mark.parametrize("task", ["classify", "classify-tokens", "embed"])

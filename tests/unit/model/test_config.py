@@ -288,3 +288,9 @@ def test_a_scaling_can_be_put_over_a_config() -> None:
         rope_scaling={"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
     )
     assert (config.rope_parameters["rope_type"], config.rope_theta, config.context_limit) == ("yarn", 5e6, 131072)
+
+
+@pytest.mark.parametrize(("pad", "ids"), [(9, (7, 8, 9)), (None, (7, 8)), (-1, (7, 8))])
+def test_special_ids_are_those_that_name_tokens(pad: int | None, ids: tuple[int, ...]) -> None:
+    """A padding id below 0 is a row counted from the end."""
+    assert GlmConfig(eos_token_id=[7, 8], pad_token_id=pad).special_ids == ids
