@@ -1,7 +1,12 @@
-"""The matrices of a model and what multiplying by them costs in FLOP and bytes. Pure arithmetic on a config."""
+"""The matrices of a model and what multiplying by them costs in FLOP and bytes.
 
-from dataclasses import dataclass
+Arithmetic on a config. Knows no weights and no torch.
+"""
 
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from glm_cluster.errors import ConfigError
 from glm_cluster.model.config import GlmConfig
 
 
@@ -41,3 +46,15 @@ def chunks(num_tokens: int, step_tokens: int) -> tuple[int, ...]:
     """The rows of each step that a prompt is computed in."""
     whole, rest = divmod(num_tokens, step_tokens)
     return (step_tokens,) * whole + ((rest,) if rest else ())
+
+
+def config_of(name: str) -> GlmConfig:
+    """The config of a directory's config.json, or a recipe's numbers in one; nothing is fetched."""
+    from glm_cluster.model.checkpoints.recipes import find_recipe
+
+    if Path(name).is_dir():
+        return GlmConfig.from_directory(Path(name))
+    recipe = find_recipe(name)
+    if recipe is None:
+        raise ConfigError(f"{name!r} is no directory and no recipe; `glm-cluster models` lists the recipes")
+    return GlmConfig(**asdict(recipe.shape), dtype=recipe.dtype)
