@@ -207,9 +207,9 @@ def _show_run(run: "Run", options: argparse.Namespace) -> None:
             lines += summary_lines(side.name, summary)
         lines += histogram_lines(side.name, side.whole)
     lines += comparison_lines(run.comparison) if run.comparison else ()
-    found: dict[str, Any] = {side.name: [summary.row() for summary in side.rounds] for side in run.sides}
+    sides = [{"url": side.name, "rounds": [summary.row() for summary in side.rounds]} for side in run.sides]
     compared = {"comparison": asdict(run.comparison)} if run.comparison else {}
-    _show({"bench": "serve", "rounds": found, **compared}, lines, as_json=options.json)
+    _show({"bench": "serve", "sides": sides, **compared}, lines, as_json=options.json)
     if options.report is not None:
         written = write_report(options.report, about(), run.sides, run.comparison)
         why = " (matplotlib is not installed: pip install 'glm-cluster[report]')" if written != options.report else ""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 POOL_BYTES = 256 << 20  # several times the last-level cache of any host we know
+LEAST_S = 0.1  # spent on each measurement
 Multiply: TypeAlias = "Callable[[Tensor], Tensor]"
 
 
@@ -73,9 +74,9 @@ class Pass:
 class Floor:
     """Times of one model's shapes in one dtype, each measured once when first asked for."""
 
-    def __init__(self, config: GlmConfig, dtype: "torch.dtype", device: str, *, pool_bytes: int = POOL_BYTES) -> None:
+    def __init__(self, config: GlmConfig, dtype: "torch.dtype", device: str) -> None:
         self._gemms = gemms(config)
-        self._pool = _pool(self._gemms, dtype, device, pool_bytes)
+        self._pool = _pool(self._gemms, dtype, device)
         self._times: dict[tuple[str, int], GemmTime] = {}
 
     def decode(self, rows: int) -> Pass:
@@ -124,11 +125,11 @@ class Floor:
         return self._times[key]
 
 
-def _pool(shapes: Sequence[Gemm], dtype: "torch.dtype", device: str, least_bytes: int) -> "Tensor":
+def _pool(shapes: Sequence[Gemm], dtype: "torch.dtype", device: str) -> "Tensor":
     import torch
 
     item = dtype.itemsize
-    size = max(least_bytes, *(gemm.weight_bytes(item) for gemm in shapes)) // item
+    size = max(POOL_BYTES, *(gemm.weight_bytes(item) for gemm in shapes)) // item
     return torch.empty(size + size % 2, dtype=dtype, device=device).uniform_(-0.05, 0.05)
 
 
@@ -165,7 +166,7 @@ def _paths(weights: "Sequence[Tensor]", rows: int) -> dict[str, list[Multiply]]:
     return paths
 
 
-def _per_call(calls: Sequence[Multiply], x: "Tensor", *, least_s: float = 0.1, least_calls: int = 5) -> float:
+def _per_call(calls: Sequence[Multiply], x: "Tensor") -> float:
     """The time that a tenth of the calls keep, each with the weight that was not used for longest.
 
     Not the median: what neighbours on the machine add is no part of a floor.
@@ -173,7 +174,7 @@ def _per_call(calls: Sequence[Multiply], x: "Tensor", *, least_s: float = 0.1, l
     turn = cycle(calls)
     next(turn)(x)  # the first pays for the library's plan
     times: list[float] = []
-    while sum(times) < least_s or len(times) < least_calls:
+    while sum(times) < LEAST_S or len(times) < 5:
         call = next(turn)
         times.append(_seconds(lambda call=call: call(x), x.device))  # type: ignore[misc]
     return percentile(sorted(times), 10)

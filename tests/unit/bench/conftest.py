@@ -17,6 +17,13 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer.from_directory(write_tokenizer(tmp_path_factory.mktemp("tokenizer")))
 
 
+@pytest.fixture
+def quick_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few calls over a small pool: the arithmetic is the same."""
+    monkeypatch.setattr("glm_cluster.bench.floor.POOL_BYTES", 1 << 18)
+    monkeypatch.setattr("glm_cluster.bench.floor.LEAST_S", 0.0)
+
+
 class FakeServer:
     """Lists a model and answers completions with `events`, keeping the bodies it was sent."""
 
@@ -57,3 +64,9 @@ class FakeServer:
 async def server() -> AsyncIterator[FakeServer]:
     async with FakeServer().running() as running:
         yield running
+
+
+@pytest.fixture
+def fake_server() -> type[FakeServer]:
+    """For tests that need several, or a loop of their own."""
+    return FakeServer
