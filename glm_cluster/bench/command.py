@@ -5,6 +5,7 @@ Knows arguments and the terminal. What measures is imported by the command that 
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -32,6 +33,7 @@ def add_bench(commands: "Commands") -> None:
         help="measure the engine, a server, or the floor that this machine sets",
         description="Measure the engine alone, a server as its clients see it, or the floor that this machine sets.",
     )
+    parser.set_defaults(load_before=os.getloadavg()[0])  # before anything of ours adds to it
     benches = parser.add_subparsers(title="benches", metavar="BENCH", required=True)
     _add_throughput(benches)
     _add_serve(benches)
@@ -137,7 +139,7 @@ def _throughput(options: argparse.Namespace) -> None:
         found |= _share_of_floor(options, config, found["warm"]["seconds"])
     rows = [{"job": name, **found[name]} for name in ("cold", "warm")]
     extra = [f"floor {found['floor_seconds']} s, share {found['floor_share']:.1%}"] if options.floor else []
-    _show({"bench": "throughput", **found}, [*aligned(rows), *extra], as_json=options.json)
+    _show({"bench": "throughput", **found}, [*aligned(rows), *extra], options)
 
 
 def _share_of_floor(options: argparse.Namespace, config: "EngineConfig", seconds: float) -> dict[str, float]:
@@ -209,9 +211,9 @@ def _show_run(run: "Run", options: argparse.Namespace) -> None:
     lines += comparison_lines(run.comparison) if run.comparison else ()
     sides = [{"url": side.name, "rounds": [summary.row() for summary in side.rounds]} for side in run.sides]
     compared = {"comparison": asdict(run.comparison)} if run.comparison else {}
-    _show({"bench": "serve", "sides": sides, **compared}, lines, as_json=options.json)
+    _show({"bench": "serve", "sides": sides, **compared}, lines, options)
     if options.report is not None:
-        written = write_report(options.report, about(), run.sides, run.comparison)
+        written = write_report(options.report, about(load_before=options.load_before), run.sides, run.comparison)
         why = " (matplotlib is not installed: pip install 'glm-cluster[report]')" if written != options.report else ""
         print(f"{written}{why}", file=sys.stderr)
 
@@ -230,8 +232,15 @@ def _floor(options: argparse.Namespace) -> None:
     times = [time.row() for time in floor.times]
     read = round(read_bytes_per_s / 1e9, 2)
     lines = [*aligned(times), "", *aligned(passes), "", f"reading alone: {read} GB/s"]
-    found = {"bench": "gemm-floor", "dtype": floor.dtype_name, "passes": passes, "gemms": times, "read_gb_per_s": read}
-    _show(found, lines, as_json=options.json)
+    found = {
+        "bench": "gemm-floor",
+        "dtype": floor.dtype_name,
+        "threads": floor.num_threads,
+        "passes": passes,
+        "gemms": times,
+        "read_gb_per_s": read,
+    }
+    _show(found, lines, options)
 
 
 def _open_floor(options: argparse.Namespace) -> "Floor":
@@ -245,10 +254,10 @@ def _open_floor(options: argparse.Namespace) -> "Floor":
     return Floor(config, resolve_dtype(config, options.dtype), resolve_device(options.device))
 
 
-def _show(found: Mapping[str, Any], lines: Iterable[str], *, as_json: bool) -> None:
+def _show(found: Mapping[str, Any], lines: Iterable[str], options: argparse.Namespace) -> None:
     from glm_cluster.bench.host import about
 
-    print(json.dumps({**about(), **found}) if as_json else "\n".join(lines))
+    print(json.dumps({**about(load_before=options.load_before), **found}) if options.json else "\n".join(lines))
 
 
 def _seconds(milliseconds: float | None) -> float | None:

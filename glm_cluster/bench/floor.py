@@ -104,6 +104,13 @@ class Floor:
         return str(self._pool.dtype).removeprefix("torch.")
 
     @property
+    def num_threads(self) -> int:
+        """Of torch, on a CPU."""
+        import torch
+
+        return torch.get_num_threads()
+
+    @property
     def times(self) -> tuple[GemmTime, ...]:
         """All that were measured so far."""
         return tuple(self._times.values())

@@ -13,13 +13,14 @@ from typing import Any
 from glm_cluster.model.threads import usable_cores
 
 
-def about() -> dict[str, Any]:
-    """What every result of record begins with."""
+def about(*, load_before: float) -> dict[str, Any]:
+    """What every result of record begins with; `load_before` tells of neighbours on the machine."""
     return {
         "command": shlex.join(["glm-cluster", *sys.argv[1:]]),
         "commit": commit(Path(__file__).parent),
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ"),
         "machine": machine(),
+        "load_before": round(load_before, 2),  # the last minute's mean of runnable threads
         "torch": version("torch"),
     }
 

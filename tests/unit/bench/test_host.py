@@ -6,10 +6,11 @@ from glm_cluster.bench.host import about, commit, processor
 
 
 def test_everything_is_said() -> None:
-    found = about()
+    found = about(load_before=0.126)
     assert found["command"].startswith("glm-cluster ")
     assert " cores " in found["machine"]
     assert found["machine"].endswith(" GiB")
+    assert found["load_before"] == 0.13
     assert found["date"].endswith("Z")
 
 
