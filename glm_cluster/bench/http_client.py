@@ -36,7 +36,7 @@ class HttpClient:
                     answer.error = _refusal(response.status_code, await response.aread())
                 else:
                     await answer.read(response.aiter_lines())
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, json.JSONDecodeError) as error:
             answer.error = f"{type(error).__name__}: {error}"
         return answer.timing(due_s, prompt)
 

@@ -69,6 +69,8 @@ async def test_failures_are_timings(server) -> None:
     assert (await ask(server)).error == "the stream broke off"
     server.events = [event("a"), '{"error": {"message": "engine died"}}']
     assert (await ask(server)).error == "engine died"
+    server.events = ["{half"]
+    assert (await ask(server)).error.startswith("JSONDecodeError")
     server.status = 400
     assert (await ask(server)).error == "400: too long"
     server.error = b"<html>"
