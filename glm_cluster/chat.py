@@ -67,14 +67,15 @@ def chat(url: str, max_tokens: int) -> None:
 def open_client(url: str) -> httpx.Client:
     """A client of the cluster at `url`. No proxy stands between this machine and itself."""
     try:
-        remote = not _is_loopback(httpx.URL(url).host)
+        remote = not is_loopback(httpx.URL(url).host)
     except httpx.InvalidURL as error:
         raise ConfigError(f"{url} is not an http:// or https:// address; give one with --url") from error
     base_url = url.rstrip("/").removesuffix("/v1")
     return httpx.Client(base_url=base_url, timeout=_TIMEOUT, trust_env=remote)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

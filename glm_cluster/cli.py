@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from glm_cluster import __version__
+from glm_cluster.bench.command import add_bench
 from glm_cluster.errors import ConfigError, GlmError
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_verify(commands)
     _add_convert(commands)
     _add_demo_model(commands)
+    add_bench(commands)
     return parser
 
 

@@ -30,7 +30,9 @@ ALLOWED = {
     "launch": {"deploy", "model", "preflight", "terminal", *RECORDS},
     "offline": {"engine", "model", "text", *RECORDS},
     "preflight": {"model", "text", *RECORDS},
+    "bench": {"api", "chat", "engine", "launch", "model", "terminal", "text", *RECORDS},
     "cli": {
+        "bench",
         "catalogue",
         "convert",
         "deploy",
@@ -47,20 +49,21 @@ ALLOWED = {
 # library -> the parts that may import it
 CONFINED = {
     "ray": {"deploy"},
-    "torch": {"auto", "model", "engine", "deploy", "verify"},  # deploy: in its rank processes only, see below
+    "torch": {"auto", "bench", "model", "engine", "deploy", "verify"},  # deploy: in its rank processes only, see below
     "fastapi": {"api", "deploy"},
     "starlette": {"api"},
-    "grpc": {"api", "deploy"},
+    "grpc": {"api", "bench", "deploy"},
     "grpc_health": {"api", "deploy"},
     "zmq": {"deploy"},
     "tokenizers": {"text", "model"},
     "jinja2": {"text", "verify"},
     "pynvml": {"preflight"},
     "gguf": {"model"},
-    "httpx": {"chat"},
+    "httpx": {"bench", "chat"},
     "rich": {"terminal", "chat"},
     "huggingface_hub": {"model"},
     "transformers": {"verify"},
+    "matplotlib": {"bench"},
 }
 Modules = dict[str, ast.Module]
 

@@ -23,7 +23,7 @@ from glm_cluster.model.checkpoints.demo import default_directory
 from glm_cluster.model.checkpoints.recipes import load_recipe, recipe_names
 from glm_cluster.preflight import GIB, Gpu
 
-COMMANDS = ("serve", "generate", "chat", "models", "verify", "convert", "demo-model")
+COMMANDS = ("serve", "generate", "chat", "models", "verify", "convert", "demo-model", "bench")
 FLAGS = {
     "serve": {"--model", "--tp", "--replicas", "--host", "--port", "--grpc-port", "--dtype", "--device", "--config"}
     | {"--task", "--max-model-len"},
@@ -42,6 +42,7 @@ FLAGS = {
     "verify": {"--model", "--against", "--tp", "--dtype", "--max-tokens", "--prompt"},
     "convert": {"--max-shard-size"},
     "demo-model": set(),
+    "bench": set(),
 }
 
 
