@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import pytest
+
 from glm_cluster.bench.host import about, commit, processor
 
 
-def test_everything_is_said() -> None:
+def test_everything_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/somewhere/glm-cluster", "bench", "serve", "--url", "http://a b"])
     found = about(load_before=0.126)
-    assert found["command"].startswith("glm-cluster ")
+    assert found["command"] == "glm-cluster bench serve --url 'http://a b'"
     assert " cores " in found["machine"]
     assert found["machine"].endswith(" GiB")
     assert found["load_before"] == 0.13
