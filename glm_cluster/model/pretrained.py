@@ -4,6 +4,7 @@ Source: HF `PreTrainedModel` (transformers 5.0.0rc1 and 5.23), for the methods t
 """
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -24,7 +25,7 @@ from glm_cluster.model.sharding import Shard
 _NEW_ROW_SCALE = 1e-9  # of the covariance that new embedding rows are drawn with
 
 
-class PretrainedModel(nn.Module):
+class PretrainedModel(nn.Module, ABC):
     """A GLM with or without a head. `ranks` is the group it is sharded over; alone it is one rank."""
 
     kind: ClassVar[str]  # the end of HF's class name
@@ -36,13 +37,13 @@ class PretrainedModel(nn.Module):
         self.ranks = ranks or Ranks.single()
 
     @property
+    @abstractmethod
     def decoder(self) -> "PretrainedModel":
         """The `GlmModel` within."""
-        raise NotImplementedError
 
+    @abstractmethod
     def shards(self) -> dict[str, Shard]:
         """This rank's part of each tensor, by the name it has in a whole checkpoint."""
-        raise NotImplementedError
 
     @property
     def device(self) -> torch.device:
