@@ -31,6 +31,7 @@ OBJECT_STORE_BYTES = 128 << 20  # we put nothing there; Ray would take a third o
 _FIRST_ANSWER_S = 60.0
 _STREAMS_PER_CONNECTION = "1000"
 _DRAIN_S = 1.0
+_SAID_OF_EVERY_STOP = r"ServeController\.(graceful_shutdown failed|\w+ failed.*killed by `ray\.kill`)"  # by the raylet
 _INGRESS_PORTS = 64  # of each kind; one a front on this host
 _RANGES = range(15000, 30000)
 
@@ -92,7 +93,7 @@ def set_ray_flags() -> None:
         "RAY_AUTH_TOKEN": secrets.token_hex(32),  # or Ray would write one into the user's home
         "grpc_proxy": "",  # or the parts of the cluster would look for each other behind http_proxy
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_DEDUP_LOGS_SKIP_REGEX": "ServeController.graceful_shutdown failed",  # said of every orderly stop
+        "RAY_DEDUP_LOGS_SKIP_REGEX": _SAID_OF_EVERY_STOP,
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
         "RAY_SERVE_HAPROXY_H2_FE_MAX_CONCURRENT_STREAMS": _STREAMS_PER_CONNECTION,
         "RAY_SERVE_HAPROXY_H2_BE_MAX_CONCURRENT_STREAMS": _STREAMS_PER_CONNECTION,

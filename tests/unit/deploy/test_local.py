@@ -1,9 +1,12 @@
 """What `serve` on one machine decides before it starts anything."""
 
+import os
+
 import pytest
+from ray._private.ray_logging import LogDeduplicator
 
 from glm_cluster.config import ClusterConfig
-from glm_cluster.deploy.local import check_host, logical_cpus
+from glm_cluster.deploy.local import check_host, logical_cpus, set_ray_flags
 from glm_cluster.errors import ConfigError
 
 
@@ -27,3 +30,19 @@ def test_ray_is_given_room_for_every_model_at_its_largest():
     models = [{"model": "/a", "max_replicas": 2, "cpus_per_rank": 1}, {"model": "/b", "tp": 4, "cpus_per_rank": 0.5}]
     config = ClusterConfig.from_mapping({"models": models, "num_ingresses": 2})
     assert logical_cpus(config) == 2 * 2 + 3 + 2 + 1
+
+
+@pytest.mark.parametrize(
+    ("line", "is_shown"),
+    [
+        ("Task ServeController.graceful_shutdown failed. Error: The actor is dead.", False),
+        ("Task ServeController.listen_for_change failed. Error: The actor was killed by `ray.kill`.", False),
+        ("Task ServeController.listen_for_change failed. Error: The node it ran on died.", True),
+    ],
+)
+def test_what_the_raylet_says_of_every_stop_is_not_shown(line: str, is_shown: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "environ", {})
+    set_ray_flags()
+    filtering = LogDeduplicator(5, None, os.environ["RAY_DEDUP_LOGS_SKIP_REGEX"])
+    shown = filtering.deduplicate({"ip": "", "pid": "raylet", "lines": [line]})
+    assert [text for batch in shown for text in batch["lines"]] == [line] * is_shown
