@@ -14,6 +14,7 @@ from torch.distributed import ProcessGroupGloo, TCPStore  # type: ignore[attr-de
 from torch.distributed.distributed_c10d import Store
 
 from glm_cluster.errors import ConfigError
+from glm_cluster.model.shared_memory import SharedMemory
 
 Backend: TypeAlias = Literal["gloo", "nccl"]
 
@@ -34,11 +35,19 @@ def connect_store(host: str, port: int) -> TCPStore:
 class Ranks:
     """One rank's view of its group. `device` is where its tensors live."""
 
-    def __init__(self, rank: int, size: int, device: torch.device, group: dist.ProcessGroup | None) -> None:
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        device: torch.device,
+        group: dist.ProcessGroup | None,
+        shared: SharedMemory | None = None,
+    ) -> None:
         self.rank = rank
         self.size = size
         self.device = device
         self._group = group
+        self._shared = shared  # where there is some, tensors go through it, and the group is for starting
 
     @classmethod
     def single(cls, device: str = "cpu") -> Self:
@@ -58,7 +67,8 @@ class Ranks:
     ) -> Self:
         """Meet the other ranks at `store`. `host` is this rank's own address, the one the others can reach.
 
-        NCCL on CUDA and gloo on CPU unless `backend` says otherwise (gloo over CUDA tensors works, slowly).
+        NCCL on CUDA; on CPU shared memory where all ranks can share some, else gloo. With a `backend` that one alone
+        (gloo over CUDA tensors works, slowly).
         """
         if size == 1:
             return cls.single(device)
@@ -66,16 +76,23 @@ class Ranks:
         group = _nccl(store, rank, size) if chosen == "nccl" else _gloo(store, rank, size, host)
         ranks = cls(rank, size, torch.device(device), group)
         ranks.least(0)  # connect now: NCCL takes its buffers before free memory is measured, and nobody loads yet
+        if backend is None and device == "cpu":
+            ranks._shared = SharedMemory.meet(
+                store=store, rank=rank, size=size, least=ranks.least, timeout_s=COLLECTIVE_TIMEOUT_S
+            )
         return ranks
 
     def sum(self, x: Tensor) -> Tensor:
         """Add up the ranks' partial results: the all-reduce of the forward pass, any shape, same on every rank.
 
         gloo's own ring adds each element in an order that depends on where it lies in the buffer, so a row's bits
-        would depend on its batch. Here the parts are exchanged and added in rank order, in fp32.
+        would depend on its batch. Here, and in shared memory to the same bits, the parts are exchanged and added in
+        rank order, in fp32.
         """
         if self._group is None:
             return x
+        if self._shared is not None and self._shared.can_sum(x):
+            return self._shared.sum(x)
         if isinstance(self._group, ProcessGroupGloo):
             parts = [torch.empty_like(x) for _ in range(self.size)]
             self._group.allgather([parts], [x.contiguous()]).wait()
@@ -90,6 +107,8 @@ class Ranks:
         """Join the ranks' [R, v] along the last dimension on rank 0, [R, v * size]; None on the others."""
         if self._group is None:
             return x
+        if self._shared is not None:
+            return self._shared.gather(x)
         parts = [torch.empty_like(x) for _ in range(self.size)] if self.rank == 0 else []
         options = dist.GatherOptions()
         options.rootRank = 0

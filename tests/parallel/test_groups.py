@@ -12,7 +12,7 @@ from torch import Tensor
 from glm_cluster.config import EngineConfig
 from glm_cluster.engine.engine import open_engine
 from glm_cluster.model.loading import load_model
-from glm_cluster.model.ranks import Ranks
+from glm_cluster.model.ranks import Backend, Ranks
 
 pytestmark = pytest.mark.parallel
 
@@ -58,10 +58,11 @@ def test_two_all_reduces_a_layer_one_for_the_embedding_one_gather(checkpoint: Ca
     assert [rank.calls for rank in ranks] == [["sum"] * (1 + 2 * 3) + ["gather"]] * 2
 
 
+@pytest.mark.parametrize("backend", [None, "gloo"])
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_a_rows_sum_does_not_depend_on_its_place(size: int) -> None:
+def test_a_rows_sum_does_not_depend_on_its_place(size: int, backend: Backend | None) -> None:
     """gloo's own all-reduce fails this: its ring adds each part of the buffer in another order."""
-    ranks = join_threads(size)
+    ranks = join_threads(size, backend=backend)
     parts = [torch.randn(64, 33, generator=torch.Generator().manual_seed(r)) for r in range(size)]
     whole = on_every_rank(size, lambda r: ranks[r].sum(parts[r].clone()))
     rows = on_every_rank(size, lambda r: [ranks[r].sum(parts[r][i : i + 1].clone()) for i in range(64)])

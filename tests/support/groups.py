@@ -1,4 +1,4 @@
-"""A tensor-parallel group whose ranks are threads of this process: real gloo, no process to clean up."""
+"""A tensor-parallel group whose ranks are threads of this process: real collectives, no process to clean up."""
 
 import threading
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from glm_cluster.config import EngineConfig
 from glm_cluster.engine.engine import Engine
 from glm_cluster.engine.plan import StepOutput, StepPlan
 from glm_cluster.engine.runner import ModelRunner
-from glm_cluster.model.ranks import Ranks
+from glm_cluster.model.ranks import Backend, Ranks
 
 
 def on_every_rank(size: int, work: Callable[[int], Any]) -> list[Any]:
@@ -35,10 +35,10 @@ def on_every_rank(size: int, work: Callable[[int], Any]) -> list[Any]:
     return results
 
 
-def join_threads(size: int, ranks_class: type[Ranks] = Ranks) -> list[Ranks]:
-    """A gloo group of `size` threads."""
+def join_threads(size: int, ranks_class: type[Ranks] = Ranks, backend: Backend | None = None) -> list[Ranks]:
+    """A group of `size` threads."""
     store = HashStore()
-    return on_every_rank(size, lambda rank: ranks_class.join(rank=rank, size=size, store=store))
+    return on_every_rank(size, lambda rank: ranks_class.join(rank=rank, size=size, store=store, backend=backend))
 
 
 class ThreadGroup:
