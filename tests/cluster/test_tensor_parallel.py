@@ -12,6 +12,8 @@ import psutil
 import pytest
 from support.cluster import RANK, REPLICA, Case, RunningCluster, all_at_once, eventually, stream_ids
 
+from glm_cluster.model.kernels.build import Refusal, native_kernels
+
 MakeCases = Callable[..., list[Case]]
 TP = 3
 STEP_DEADLINE_S = 5.0
@@ -37,6 +39,15 @@ async def test_three_ranks_make_the_ids_of_one(cluster: RunningCluster, cases: M
     many = cases(8, seed=10, max_tokens=(1, 60))
     for case, ids in zip(many, await all_at_once(cluster, many), strict=True):
         assert tuple(ids) == case.expected
+
+
+def test_ranks_of_one_host_share_memory_without_a_name(cluster: RunningCluster):
+    kernels = native_kernels()
+    if isinstance(kernels, Refusal):
+        pytest.skip(kernels.reason)
+    eventually(cluster.healthy, "health is green")
+    maps = [Path(f"/proc/{process.pid}/maps").read_text() for process in cluster.processes(RANK)]
+    assert ["/memfd:glm_cluster (deleted)" in text for text in maps] == [True] * TP
 
 
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])

@@ -96,8 +96,9 @@ def test_a_rank_that_ended_is_not_waited_for(join: Join) -> None:
 
 
 def test_a_rank_that_came_before_it_ended_is_no_loss(join: Join) -> None:
-    """Its part lies in the memory; only rank 2 is waited for, longer than it takes to see who lives."""
-    child = _forked(lambda: join(1, 3).gather(np.ones(1, np.float32).ctypes.data, 0, 1, 4))
+    """Its part lies in the memory. Only rank 2 is waited for, longer than it takes to see that rank 1 has ended."""
+    one = np.ones(1, np.float32)
+    child = _forked(lambda: join(1, 3, timeout_s=0.01).gather(one.ctypes.data, 0, 1, 4))
     rows, out = np.zeros(1, np.float32), np.empty(3, np.float32)
     group, last = join(0, 3, pids={1: child}), join(2, 3)
     late = threading.Timer(0.6, lambda: last.gather(rows.ctypes.data, 0, 1, 4))
