@@ -11,52 +11,51 @@ namespace glm {
 namespace {
 
 constexpr int kPanel = 64;    // rows of a weight side by side: four registers
-constexpr int kMostRows = 7;  // of x at once: 28 sums, 4 words of the weight
+constexpr int kMostRows = 6;  // of x at once: 24 sums, 4 words of the weight, one of x
+constexpr int kPartWords = 512;  // of a panel that all rows of x pass over while they are in the cache
 constexpr int kLine = 64;
 
 int64_t words_in(int64_t columns, int dtype) { return dtype == kFloat ? columns : dtype == kBf16 ? columns / 2 : (columns + 3) / 4; }
 
-// Where the next panel lies, and how much of it to fetch with each word of this one.
+// What to bring into the cache meanwhile: a word of the panel's next part with every `every` words of this one.
 struct Ahead {
-  const char* at;
-  int bytes_per_word;
+  const int32_t* at;
+  int every;
 };
 
-// sums [R, 64] of R rows of x against one panel.
+// Adds R rows of x times a part of a panel, words [0, num_words), to sums [R, 64].
 template <typename Words, int R>
-void multiply(const int32_t* x, int64_t x_stride, const int32_t* panel, int64_t num_words, void* sums, Ahead ahead) {
+void multiply(const int32_t* x, int64_t x_stride, const int32_t* panel, int num_words, int32_t* sums, Ahead ahead) {
   typename Words::Sum sum[R][4];
-  for (int r = 0; r < R; ++r)
-    for (int j = 0; j < 4; ++j) sum[r][j] = Words::zero();
-  for (int64_t k = 0; k < num_words; ++k, panel += kPanel) {
-    const __m512i w0 = _mm512_loadu_si512(panel), w1 = _mm512_loadu_si512(panel + 16),
-                  w2 = _mm512_loadu_si512(panel + 32), w3 = _mm512_loadu_si512(panel + 48);
-    for (int at = 0; at < ahead.bytes_per_word; at += kLine) _mm_prefetch(ahead.at + at, _MM_HINT_T1);
-    ahead.at += ahead.bytes_per_word;
+  memcpy(sum, sums, sizeof sum);
+  for (int k = 0; k < num_words;) {
+    for (int line = 0; line < kPanel * 4; line += kLine) _mm_prefetch(reinterpret_cast<const char*>(ahead.at) + line, _MM_HINT_T1);
+    ahead.at += kPanel;
+    for (const int stop = std::min(num_words, k + ahead.every); k < stop; ++k, panel += kPanel) {
+      const __m512i w0 = _mm512_loadu_si512(panel), w1 = _mm512_loadu_si512(panel + 16),
+                    w2 = _mm512_loadu_si512(panel + 32), w3 = _mm512_loadu_si512(panel + 48);
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const __m512i row = _mm512_set1_epi32(x[r * x_stride + k]);
-      sum[r][0] = Words::add(sum[r][0], row, w0);
-      sum[r][1] = Words::add(sum[r][1], row, w1);
-      sum[r][2] = Words::add(sum[r][2], row, w2);
-      sum[r][3] = Words::add(sum[r][3], row, w3);
+      for (int r = 0; r < R; ++r) {
+        const __m512i row = _mm512_set1_epi32(x[r * x_stride + k]);
+        sum[r][0] = Words::add(sum[r][0], row, w0);
+        sum[r][1] = Words::add(sum[r][1], row, w1);
+        sum[r][2] = Words::add(sum[r][2], row, w2);
+        sum[r][3] = Words::add(sum[r][3], row, w3);
+      }
     }
   }
-  for (int r = 0; r < R; ++r)
-    for (int j = 0; j < 4; ++j) memcpy(static_cast<int32_t*>(sums) + r * kPanel + j * 16, &sum[r][j], sizeof sum[r][j]);
+  memcpy(sums, sum, sizeof sum);
 }
 
 template <typename Words>
-void multiply(int rows, const int32_t* x, int64_t x_stride, const int32_t* panel, int64_t num_words, void* sums,
-              Ahead ahead) {
+void multiply(int rows, const int32_t* x, int64_t x_stride, const int32_t* panel, int num_words, int32_t* sums, Ahead ahead) {
   switch (rows) {
     case 1: return multiply<Words, 1>(x, x_stride, panel, num_words, sums, ahead);
     case 2: return multiply<Words, 2>(x, x_stride, panel, num_words, sums, ahead);
     case 3: return multiply<Words, 3>(x, x_stride, panel, num_words, sums, ahead);
     case 4: return multiply<Words, 4>(x, x_stride, panel, num_words, sums, ahead);
     case 5: return multiply<Words, 5>(x, x_stride, panel, num_words, sums, ahead);
-    case 6: return multiply<Words, 6>(x, x_stride, panel, num_words, sums, ahead);
-    default: return multiply<Words, 7>(x, x_stride, panel, num_words, sums, ahead);
+    default: return multiply<Words, 6>(x, x_stride, panel, num_words, sums, ahead);
   }
 }
 
@@ -110,21 +109,27 @@ void finish(const Weight& w, const void* sums, const float* x_scale, int64_t fir
 template <typename Words, typename T>
 void linear(const Weight& w, const int32_t* x, const float* x_scales, T* y, int64_t rows) {
   const int64_t num_words = words_in(w.columns, w.dtype), panel_words = num_words * kPanel;
-  const int panels = static_cast<int>((w.rows + kPanel - 1) / kPanel);
+  const int panels = static_cast<int>((w.rows + kPanel - 1) / kPanel), threads = team_size();
   const int64_t tiles = (rows + kMostRows - 1) / kMostRows;
-  // Several tiles read a panel; they share the fetching of the one after the next, since the next is another thread's.
-  const int fetch = tiles > 1 && tiles <= 8 ? static_cast<int>((kPanel * 4 / tiles + kLine - 1) / kLine * kLine) : 0;
   parallel(panels, [&](int p) {
+    static thread_local std::vector<int32_t> sums;
+    sums.assign(rows * kPanel, 0);
     const int32_t* panel = w.words + p * panel_words;
-    const char* next = reinterpret_cast<const char*>(panel + (p + 2 < panels ? 2 * panel_words : 0));
-    alignas(64) int32_t sums[kMostRows * kPanel];
-    int64_t row = 0;
-    for (int64_t t = 0; t < tiles; ++t) {
-      const int count = static_cast<int>(rows / tiles + (t < rows % tiles));
-      multiply<Words>(count, x + row * num_words, num_words, panel, num_words, sums, {next + t * fetch * num_words, fetch});
-      for (int r = 0; r < count; ++r, ++row)
-        finish(w, sums + r * kPanel, x_scales == nullptr ? nullptr : x_scales + row, int64_t{p} * kPanel, y + row * w.rows);
+    const int32_t* next_panel = w.words + (p + threads < panels ? p + threads : p) * panel_words;  // likely this thread's
+    for (int64_t first = 0; first < num_words; first += kPartWords) {
+      const int count = static_cast<int>(std::min<int64_t>(kPartWords, num_words - first));
+      const int32_t* next = first + count < num_words ? panel + (first + count) * kPanel : next_panel;
+      for (int64_t t = 0, row = 0; t < tiles; ++t) {
+        const int tile_rows = static_cast<int>(rows / tiles + (t < rows % tiles));
+        const int32_t* part = panel + first * kPanel;
+        const Ahead ahead = tiles == 1 ? Ahead{next, count}  // the processor sees a stream and runs ahead by itself
+                                       : Ahead{next + t * (count / tiles) * kPanel, static_cast<int>(tiles)};
+        multiply<Words>(tile_rows, x + row * num_words + first, num_words, part, count, sums.data() + row * kPanel, ahead);
+        row += tile_rows;
+      }
     }
+    for (int64_t r = 0; r < rows; ++r)
+      finish(w, sums.data() + r * kPanel, x_scales == nullptr ? nullptr : x_scales + r, int64_t{p} * kPanel, y + r * w.rows);
   });
 }
 

@@ -4,7 +4,9 @@ Shape legend: R rows, K columns in, N columns out, P words of a packed row.
 """
 
 import ctypes
+import mmap
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Literal, TypeAlias
 
 import torch
@@ -32,7 +34,7 @@ class PackedLinear(nn.Module):
         kind = torch.int8 if quantization == "int8" else first.dtype
         num_words = -(-self._columns * kind.itemsize // 4)
         num_panels = -(-self._rows // PANEL_ROWS)
-        self._words = torch.zeros(num_panels * PANEL_ROWS * num_words, dtype=torch.int32)
+        self._words = _pages(num_panels * PANEL_ROWS * num_words)
         self._scales = torch.zeros(self._rows) if kind == torch.int8 else None
         self._offsets = torch.zeros(self._rows, dtype=torch.int32) if kind == torch.int8 else None
         biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]
@@ -63,3 +65,11 @@ class PackedLinear(nn.Module):
         y = x.new_empty(*x.shape[:-1], self._rows)
         self._native.glm_linear(self.packed, address(x), address(y), x.numel() // self._columns, DTYPES[self._dtype])
         return y
+
+
+def _pages(num_words: int) -> Tensor:
+    """Zeroed int32 words, in huge pages where the host gives them: a step reads every one."""
+    pages = mmap.mmap(-1, num_words * 4, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without them
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=torch.int32)

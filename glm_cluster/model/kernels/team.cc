@@ -84,6 +84,8 @@ void run_tasks(int count, Task task) {
   }
 }
 
+int team_size() { return wanted.load(std::memory_order_relaxed) + 1; }
+
 }  // namespace glm
 
 // Threads that share the work, the caller included. Threads once started are kept.

@@ -12,6 +12,9 @@ struct Task {
 
 void run_tasks(int count, Task task);
 
+// Threads that take tasks, the caller included.
+int team_size();
+
 // Calls body(0) ... body(count - 1), each once, on the calling thread and on the team's; returns when all are done.
 // The caller takes tasks too and waits only for those somebody has begun: a team that sleeps costs nothing but its help.
 template <typename Body>

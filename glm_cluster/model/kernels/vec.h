@@ -62,7 +62,10 @@ struct FloatWords {
 struct ByteWords {
   using Sum = __m512i;
   static Sum zero() { return _mm512_setzero_si512(); }
-  static Sum add(Sum sum, __m512i row, __m512i columns) { return _mm512_dpbusd_epi32(sum, row, columns); }
+  static Sum add(Sum sum, __m512i row, __m512i columns) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(row), "v"(columns));  // gcc 12 spills every sum around the intrinsic
+    return sum;
+  }
 };
 
 template <typename T>
