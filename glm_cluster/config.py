@@ -10,6 +10,7 @@ from glm_cluster.records import Task
 
 DtypeName: TypeAlias = Literal["auto", "float32", "bfloat16"]
 DeviceName: TypeAlias = Literal["auto", "cpu", "cuda"]
+QuantizationName: TypeAlias = Literal["none", "int8"]
 PlacementName: TypeAlias = Literal["STRICT_PACK", "PACK", "SPREAD", "STRICT_SPREAD"]
 
 
@@ -22,6 +23,7 @@ class EngineConfig:
     tp: int = 1  # ranks in the tensor-parallel group
     dtype: DtypeName = "auto"  # auto: what config.json says
     device: DeviceName = "auto"  # auto: cuda when there is one
+    quantization: QuantizationName = "none"  # int8: weights by output row, activations by token; CPU only
     max_running: int = 64  # sequences in one step
     max_waiting: int = 1024  # requests queued before an engine answers 429
     step_tokens: int = 512  # token budget of one step
@@ -47,6 +49,7 @@ class EngineConfig:
         _check_choice("task", config.task, get_args(Task))
         _check_choice("dtype", config.dtype, get_args(DtypeName))
         _check_choice("device", config.device, get_args(DeviceName))
+        _check_choice("quantization", config.quantization, get_args(QuantizationName))
         if 64 % config.block_tokens:
             raise ConfigError(f"block_tokens must divide 64, the attention tile, not {config.block_tokens}")
         return config

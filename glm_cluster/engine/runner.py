@@ -11,7 +11,8 @@ from glm_cluster.engine.batch import Batch
 from glm_cluster.engine.heads import Head, IdRanges, ServedModel, head_of
 from glm_cluster.engine.memory import KvLimits
 from glm_cluster.engine.plan import StepOutput, StepPlan
-from glm_cluster.model.attention import KvCache, PagedAttention
+from glm_cluster.model.attention import KvCache
+from glm_cluster.model.backend import Backend, choose_backend
 from glm_cluster.model.checkpoints.checkpoint import Progress
 from glm_cluster.model.loading import load_model
 from glm_cluster.model.ranks import Ranks
@@ -21,8 +22,9 @@ from glm_cluster.model.sharding import Sharding
 class ModelRunner:
     """Every rank of a group runs the same plans in the same order; rank 0 answers."""
 
-    def __init__(self, model: ServedModel, head: Head, cache: KvCache, limits: KvLimits) -> None:
+    def __init__(self, model: ServedModel, backend: Backend, head: Head, cache: KvCache, limits: KvLimits) -> None:
         self.limits = limits
+        self._backend = backend
         self._device = model.ranks.device
         self._decoder = model.decoder
         self._head = head
@@ -50,6 +52,7 @@ class ModelRunner:
         max_model_len = memory.max_model_len(config, model.config)
         model.decoder.rotary.fix_length(max_model_len)  # one length for all: neighbours must not change it
         shard = Sharding(model.config, ranks.rank, ranks.size)
+        backend = choose_backend(model, config.quantization)
         blocks = memory.plan_blocks(
             config, model=model.config, shard=shard, dtype=model.dtype, device=ranks.device, host_ranks=host_ranks
         )
@@ -62,12 +65,14 @@ class ModelRunner:
             dtype=model.dtype,
             device=ranks.device,
         )
-        return cls(model, head_of(model, unused_token_ids), cache, KvLimits(blocks, max_model_len))
+        return cls(model, backend, head_of(model, unused_token_ids), cache, KvLimits(blocks, max_model_len))
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepOutput:
         """Run one forward pass; on rank 0, answer the slices that want it."""
-        batch = Batch.build(plan, block_tokens=self._cache.block_tokens, device=self._device)
-        attend = PagedAttention(self._cache, batch.slots_T, batch.groups)
-        x_TH = self._decoder.hidden(batch.ids_T, batch.positions_T, attend)
+        backend, cache = self._backend, self._cache
+        batch = Batch.build(
+            plan, block_tokens=cache.block_tokens, device=self._device, row_multiple=backend.row_multiple
+        )
+        x_TH = self._decoder.hidden(batch.ids_T, batch.positions_P, backend.attention(cache, batch.ragged))
         return self._head(x_TH[batch.rows_R], batch)

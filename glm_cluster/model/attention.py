@@ -1,4 +1,4 @@
-"""Attention over keys and values that somebody keeps: what a layer calls, and the engine's answer to it.
+"""Attention over keys and values that somebody keeps: what a layer calls, and the engine's answer to it in torch.
 
 `PagedAttention` is ragged, over KV blocks, and a row's result depends on nothing but its own query and its own keys and
 values: not on the batch, not on how its tokens were split into steps. The plain forward has HF's (`reference`).
@@ -7,6 +7,7 @@ Shape legend: T query tokens, N query heads, K KV heads, G = N / K, D head width
 C context slots (padded to whole tiles), J tiles, W = 64 slots in a tile, M query rows (tokens x G, padded to 8).
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TILE_SLOTS = 64
+SCRATCH_BLOCK = 0
 ROW_MULTIPLE = 8  # fp32 GEMM rows are bit-equal whatever their number once it is a multiple of 8 (measured, MKL)
 GATHER_BYTES = 256 * 2**20  # of keys and values unpacked at once: bounds the sequences computed together
 SCORE_BYTES = 64 * 2**20  # of one score matrix: bounds the query rows computed together
@@ -44,6 +46,17 @@ class KvCache:
 
 
 @dataclass(frozen=True, slots=True)
+class Ragged:
+    """How a step's tokens lie: sequence after sequence, then padding rows, which belong to none."""
+
+    slots: Sequence[int]  # [T] flat slot of each token; padding rows write to the scratch block
+    first_rows: Sequence[int]  # [S] where each sequence's tokens begin
+    num_tokens: Sequence[int]  # [S]
+    starts: Sequence[int]  # [S] position of its first token of the step
+    tables: Sequence[Sequence[int]]  # [S] its blocks
+
+
+@dataclass(frozen=True, slots=True)
 class QueryGroup:
     """Sequences whose attention is computed together: the same number of query tokens and of context tiles each."""
 
@@ -59,10 +72,11 @@ class PagedAttention:
     reduced by itself, and tiles are joined in a binary tree by index. Inside, everything is fp32.
     """
 
-    def __init__(self, cache: KvCache, slots: Tensor, groups: Sequence[QueryGroup]) -> None:
+    def __init__(self, cache: KvCache, ragged: Ragged) -> None:
         self._cache = cache
-        self._slots = slots  # [T] flat slot of each token of the step
-        self._groups = groups
+        device = cache.keys[0].device
+        self._slots = torch.tensor(ragged.slots, device=device)
+        self._groups = query_groups(ragged, cache.block_tokens, device)
 
     def __call__(self, layer: int, q_TND: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
         keys, values = self._cache.keys[layer], self._cache.values[layer]
@@ -73,6 +87,29 @@ class PagedAttention:
             q_STND = torch.unflatten(q_TND[group.rows], 0, group.positions.shape)
             mixed_TND[group.rows] = _attend_group(q_STND, group, keys, values).flatten(0, 1).to(q_TND.dtype)
         return mixed_TND
+
+
+def query_groups(ragged: Ragged, block_tokens: int, device: torch.device) -> list[QueryGroup]:
+    """The sequences by what can be computed together: context lengths within a factor of two."""
+    members: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for index, (count, start) in enumerate(zip(ragged.num_tokens, ragged.starts, strict=True)):
+        members[count, (-(-(start + count) // TILE_SLOTS) - 1).bit_length()].append(index)
+    return [_group(ragged, indices, block_tokens, device) for indices in members.values()]
+
+
+def _group(ragged: Ragged, members: Sequence[int], block_tokens: int, device: torch.device) -> QueryGroup:
+    num_tokens = ragged.num_tokens[members[0]]
+    num_slots = max(ragged.starts[i] for i in members) + num_tokens
+    num_blocks = -(-num_slots // TILE_SLOTS) * TILE_SLOTS // block_tokens
+    tables = [(*ragged.tables[i], *[SCRATCH_BLOCK] * num_blocks)[:num_blocks] for i in members]
+    steps = torch.arange(num_tokens, device=device)
+    rows = torch.tensor([ragged.first_rows[i] for i in members], device=device)
+    starts = torch.tensor([ragged.starts[i] for i in members], device=device)
+    return QueryGroup(
+        rows=(rows[:, None] + steps).flatten(),
+        positions=starts[:, None] + steps,
+        blocks=torch.tensor(tables, device=device),
+    )
 
 
 def _attend_group(q_STND: Tensor, group: QueryGroup, keys: Tensor, values: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glm_cluster.model.attention import Attend
@@ -56,7 +55,10 @@ class GlmModel(PretrainedModel):
         return Sharding(self.config, self.ranks.rank, self.ranks.size).decoder()
 
     def hidden(self, ids_T: Tensor, positions_T: Tensor, attend: Attend) -> Tensor:
-        """The engine's way: hidden states [..., T, H] of tokens at `positions_T`; `attend` keeps keys and values."""
+        """The engine's way: hidden states [..., T, H] of tokens at `positions_T`; `attend` keeps keys and values.
+
+        There may be more positions than tokens where whoever attends takes the first ones alone.
+        """
         return self._run(self.embed_tokens(ids_T), positions_T, attend)
 
     def forward(
@@ -210,7 +212,7 @@ class GlmForCausalLM(PretrainedModel):
 
     def sampled_logits(self, x_RH: Tensor) -> Tensor | None:
         """Logits [R, V] of the given hidden rows on rank 0, None on the others: the one gather of a step."""
-        logits = self.ranks.gather(F.linear(x_RH, self.lm_head.weight))
+        logits = self.ranks.gather(self.lm_head(x_RH))
         return None if logits is None else logits[..., : self.config.vocab_size]
 
     def generate(self, inputs: Tensor | None = None, *places: Any, **options: Any) -> Any:

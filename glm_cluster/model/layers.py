@@ -34,11 +34,11 @@ class RMSNorm(nn.Module):
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
-        self._eps = eps
+        self.eps = eps
 
     def forward(self, x_TH: Tensor) -> Tensor:
         wide = x_TH.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self._eps)
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         out: Tensor = self.weight * wide.to(x_TH.dtype)
         return out
 
@@ -49,7 +49,7 @@ class Attention(nn.Module):
     def __init__(self, config: GlmConfig, ranks: Ranks, layer: int) -> None:
         super().__init__()
         shard = Sharding(config, ranks.rank, ranks.size)
-        self._layer, self._head_dim, self._ranks = layer, config.head_dim, ranks
+        self.layer, self._head_dim, self._ranks = layer, config.head_dim, ranks
         q_width, kv_width = shard.num_heads * config.head_dim, shard.num_kv_heads * config.head_dim
         self.q_proj = nn.Linear(config.hidden_size, q_width, bias=config.attention_bias)
         self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=config.attention_bias)
@@ -60,7 +60,7 @@ class Attention(nn.Module):
         q_TND = rotate(self._heads(self.q_proj(x_TH)), cos_TR, sin_TR)
         k_TKD = rotate(self._heads(self.k_proj(x_TH)), cos_TR, sin_TR)
         v_TKD = self._heads(self.v_proj(x_TH))
-        mixed_TND = attend(self._layer, q_TND, k_TKD, v_TKD)
+        mixed_TND = attend(self.layer, q_TND, k_TKD, v_TKD)
         return self._ranks.sum(self.o_proj(mixed_TND.flatten(-2)))
 
     def _heads(self, x: Tensor) -> Tensor:

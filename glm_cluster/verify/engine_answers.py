@@ -13,7 +13,7 @@ from glm_cluster.engine.batch import Batch
 from glm_cluster.engine.engine import Engine
 from glm_cluster.engine.memory import allocate, block_bytes
 from glm_cluster.engine.plan import Slice, StepPlan
-from glm_cluster.model.attention import PagedAttention
+from glm_cluster.model.backend import choose_backend
 from glm_cluster.model.config import GlmConfig
 from glm_cluster.model.glm import GlmForCausalLM
 from glm_cluster.model.loading import load_model
@@ -69,6 +69,7 @@ def paged_logits(model: GlmForCausalLM, prompts: Sequence[Ids]) -> "list[Tensor]
     import torch
 
     ranks, config = model.ranks, model.config
+    backend = choose_backend(model)
     num_blocks = max(map(_num_blocks, prompts))
     cache = allocate(
         model=config,
@@ -83,9 +84,9 @@ def paged_logits(model: GlmForCausalLM, prompts: Sequence[Ids]) -> "list[Tensor]
         for prompt in prompts:
             blocks = tuple(range(1, _num_blocks(prompt) + 1))
             plan = StepPlan((Slice("prompt", prompt, 0, blocks, None),))
-            batch = Batch.build(plan, block_tokens=BLOCK_TOKENS, device=ranks.device)
-            attend = PagedAttention(cache, batch.slots_T, batch.groups)
-            hidden_TH = model.decoder.hidden(batch.ids_T, batch.positions_T, attend)
+            batch = Batch.build(plan, block_tokens=BLOCK_TOKENS, device=ranks.device, row_multiple=backend.row_multiple)
+            attend = backend.attention(cache, batch.ragged)
+            hidden_TH = model.decoder.hidden(batch.ids_T, batch.positions_P, attend)
             logits_TV = model.sampled_logits(hidden_TH)  # the ranks meet here
             if logits_TV is not None:
                 found.append(logits_TV[: len(prompt)])

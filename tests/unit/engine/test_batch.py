@@ -17,27 +17,29 @@ PLAN = StepPlan(
 )
 
 
-def _batch() -> Batch:
-    return Batch.build(PLAN, block_tokens=16, device=torch.device("cpu"))
+def _batch(row_multiple: int = 8) -> Batch:
+    return Batch.build(PLAN, block_tokens=16, device=torch.device("cpu"), row_multiple=row_multiple)
 
 
-def test_rows_are_padded_to_eights() -> None:
+def test_rows_are_padded_to_the_multiple_asked_for_and_positions_to_eights() -> None:
     batch = _batch()
     assert batch.ids_T.tolist() == [11, 12, 13, 21, 31, 41, 0, 0]
-    assert batch.positions_T.tolist() == [16, 17, 18, 63, 64, 2, 0, 0]
     assert batch.rows_R.tolist() == [3, 4, 5, 0, 0, 0, 0, 0]
+    assert _batch(1).ids_T.tolist() == [11, 12, 13, 21, 31, 41]
+    assert _batch(1).rows_R.tolist() == [3, 4, 5]
+    assert _batch(1).positions_P.tolist() == batch.positions_P.tolist() == [16, 17, 18, 63, 64, 2, 0, 0]
+
+
+def test_sequences_lie_one_after_another() -> None:
+    ragged = _batch().ragged
+    assert list(ragged.first_rows) == [0, 3, 4, 5]
+    assert list(ragged.num_tokens) == [3, 1, 1, 1]
+    assert list(ragged.starts) == [16, 63, 64, 2]
+    assert list(ragged.tables) == [part.blocks for part in PLAN.slices]
 
 
 def test_slots_follow_the_blocks_and_padding_goes_to_scratch() -> None:
-    assert _batch().slots_T.tolist() == [96, 97, 98, 79, 48, 194, 0, 0]
-
-
-def test_groups_hold_equal_lengths_and_whole_tiles() -> None:
-    groups = {tuple(g.rows.tolist()): g for g in _batch().groups}
-    assert set(groups) == {(0, 1, 2), (3, 5), (4,)}
-    assert groups[3, 5].blocks.tolist() == [[1, 2, 3, 4], [12, 0, 0, 0]]
-    assert groups[3, 5].positions.tolist() == [[63], [2]]
-    assert groups[4,].blocks.tolist() == [[7, 8, 9, 10, 3, 0, 0, 0]]
+    assert list(_batch().ragged.slots) == [96, 97, 98, 79, 48, 194, 0, 0]
 
 
 def test_rows_to_pool_are_a_slices_last_or_all_of_them() -> None:
@@ -49,7 +51,7 @@ def test_rows_to_pool_are_a_slices_last_or_all_of_them() -> None:
             Slice("tokens", (41, 42), 4, (9,), None, "tokens"),
         )
     )
-    batch = Batch.build(plan, block_tokens=16, device=torch.device("cpu"))
+    batch = Batch.build(plan, block_tokens=16, device=torch.device("cpu"), row_multiple=8)
     assert batch.rows_R.tolist() == [0, 1, 2, 7, 8, 9, 0, 0]
     assert batch.pooled == (("mean", "mean", 3), ("last", "last", 1), ("tokens", "tokens", 2))
     assert batch.sampled == ()

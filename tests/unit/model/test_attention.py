@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from glm_cluster.model import attention
-from glm_cluster.model.attention import KvCache, PagedAttention, QueryGroup, sum_tiles
+from glm_cluster.model.attention import KvCache, PagedAttention, Ragged, query_groups, sum_tiles
 
 HEADS, KV_HEADS, WIDTH, BLOCK = 6, 2, 32, 16
 
@@ -28,11 +28,9 @@ def _run(cuts: list[int], table: list[int], num_tokens: int) -> torch.Tensor:
     q, k, v = _qkv(num_tokens)
     cache, out, start = _cache(32), [], 0
     for end in cuts:
-        positions = torch.arange(start, end)
-        slots = torch.tensor([table[p // BLOCK] * BLOCK + p % BLOCK for p in range(start, end)])
-        blocks = table[: -(-end // 64) * 4] + [0] * max(0, -(-end // 64) * 4 - len(table))
-        group = QueryGroup(torch.arange(end - start), positions.unsqueeze(0), torch.tensor([blocks]))
-        out.append(PagedAttention(cache, slots, [group])(0, q[start:end], k[start:end], v[start:end]))
+        slots = [table[p // BLOCK] * BLOCK + p % BLOCK for p in range(start, end)]
+        ragged = Ragged(slots, [0], [end - start], [start], [table])
+        out.append(PagedAttention(cache, ragged)(0, q[start:end], k[start:end], v[start:end]))
         start = end
     return torch.cat(out)
 
@@ -64,11 +62,20 @@ def test_trailing_zero_tiles_do_not_change_a_sum() -> None:
 def test_bits_do_not_depend_on_the_memory_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five sequences at once, then one by one and eight query rows at a time."""
     q, k, v = _qkv(5 * 20)
-    positions = torch.arange(20).expand(5, 20)
-    tables = torch.tensor([[2 * i + 1, 2 * i + 2, 0, 0] for i in range(5)])
-    slots = torch.cat([t.repeat_interleave(BLOCK)[:20] * BLOCK + positions[0] % BLOCK for t in tables])
-    group = QueryGroup(torch.arange(100), positions, tables)
-    whole = PagedAttention(_cache(16), slots, [group])(0, q, k, v)
+    tables = [(2 * i + 1, 2 * i + 2) for i in range(5)]
+    slots = [table[p // BLOCK] * BLOCK + p % BLOCK for table in tables for p in range(20)]
+    ragged = Ragged(slots, [0, 20, 40, 60, 80], [20] * 5, [0] * 5, tables)
+    whole = PagedAttention(_cache(16), ragged)(0, q, k, v)
     monkeypatch.setattr(attention, "GATHER_BYTES", 1)
     monkeypatch.setattr(attention, "SCORE_BYTES", 1)
-    assert torch.equal(PagedAttention(_cache(16), slots, [group])(0, q, k, v), whole)
+    assert torch.equal(PagedAttention(_cache(16), ragged)(0, q, k, v), whole)
+
+
+def test_groups_hold_equal_lengths_and_whole_tiles() -> None:
+    tables = [(5, 6), (1, 2, 3, 4), (7, 8, 9, 10, 3), (12,)]
+    ragged = Ragged([0] * 8, [0, 3, 4, 5], [3, 1, 1, 1], [16, 63, 64, 2], tables)
+    groups = {tuple(g.rows.tolist()): g for g in query_groups(ragged, 16, torch.device("cpu"))}
+    assert set(groups) == {(0, 1, 2), (3, 5), (4,)}
+    assert groups[3, 5].blocks.tolist() == [[1, 2, 3, 4], [12, 0, 0, 0]]
+    assert groups[3, 5].positions.tolist() == [[63], [2]]
+    assert groups[4,].blocks.tolist() == [[7, 8, 9, 10, 3, 0, 0, 0]]
