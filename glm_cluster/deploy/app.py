@@ -39,7 +39,7 @@ def application(config: ClusterConfig, *, drain_s: float, start_attempts: int) -
     config = resolve_device(config)
     names = replica_names([model.name for model in config.models])
     replicas = [
-        _replica(model, name, drain_s=drain_s, start_attempts=start_attempts)
+        _replica(model, name, num_fronts=config.num_ingresses, drain_s=drain_s, start_attempts=start_attempts)
         for model, name in zip(config.models, names, strict=True)
     ]
     ingress = serve.deployment(GlmIngress).options(
@@ -53,7 +53,7 @@ def application(config: ClusterConfig, *, drain_s: float, start_attempts: int) -
     return ingress.bind(config, *replicas)
 
 
-def _replica(model: ModelConfig, name: str, *, drain_s: float, start_attempts: int) -> Application:
+def _replica(model: ModelConfig, name: str, *, num_fronts: int, drain_s: float, start_attempts: int) -> Application:
     deployment = serve.deployment(GlmReplica).options(
         name=name,
         ray_actor_options={"num_cpus": model.cpus_per_rank, "num_gpus": 0},
@@ -61,7 +61,9 @@ def _replica(model: ModelConfig, name: str, *, drain_s: float, start_attempts: i
         placement_group_strategy=model.placement,
         max_ongoing_requests=_NO_LIMIT,
         request_router_config=RequestRouterConfig(
-            request_router_class=GlmRequestRouter, request_routing_stats_period_s=_LOAD_PERIOD_S
+            request_router_class=GlmRequestRouter,
+            request_router_kwargs={"num_fronts": num_fronts},
+            request_routing_stats_period_s=_LOAD_PERIOD_S,
         ),
         health_check_period_s=_HEALTH_PERIOD_S,
         health_check_timeout_s=model.engine.step_deadline_s + _HEALTH_PERIOD_S,
