@@ -12,7 +12,7 @@ from glm_cluster.engine.heads import Head, IdRanges, ServedModel, head_of
 from glm_cluster.engine.memory import KvLimits
 from glm_cluster.engine.plan import StepOutput, StepPlan
 from glm_cluster.model.attention import KvCache, PagedAttention
-from glm_cluster.model.checkpoints.checkpoint import Progress
+from glm_cluster.model.checkpoints.checkpoint import ReadProgress
 from glm_cluster.model.loading import load_model
 from glm_cluster.model.ranks import Ranks
 from glm_cluster.model.sharding import Sharding
@@ -34,7 +34,7 @@ class ModelRunner:
         config: EngineConfig,
         ranks: Ranks,
         *,
-        on_progress: Progress | None = None,
+        on_read: ReadProgress | None = None,
         host_ranks: int = 1,
         unused_token_ids: IdRanges = (),
     ) -> Self:
@@ -44,9 +44,7 @@ class ModelRunner:
         sampled.
         """
         directory = Path(config.model)
-        model: ServedModel = load_model(
-            directory, ranks=ranks, dtype=config.dtype, on_progress=on_progress, task=config.task
-        )
+        model: ServedModel = load_model(directory, ranks=ranks, dtype=config.dtype, on_read=on_read, task=config.task)
         max_model_len = memory.max_model_len(config, model.config)
         model.decoder.rotary.fix_length(max_model_len)  # one length for all: neighbours must not change it
         shard = Sharding(model.config, ranks.rank, ranks.size)

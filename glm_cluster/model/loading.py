@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from glm_cluster.model.checkpoints.checkpoint import Checkpoint, Progress
-from glm_cluster.model.checkpoints.weights import fill
+from glm_cluster.model.checkpoints.checkpoint import Checkpoint, ReadProgress
+from glm_cluster.model.checkpoints.weights import OnModule, fill
 from glm_cluster.model.config import GlmConfig
 from glm_cluster.model.glm import GlmForCausalLM, GlmModel
 from glm_cluster.model.heads import GlmForSequenceClassification, GlmForTokenClassification
@@ -33,21 +33,23 @@ def load_model(
     ranks: Ranks,
     dtype: str = "auto",
     task: Task = "generate",
-    on_progress: Progress | None = None,
+    on_read: ReadProgress | None = None,
+    on_module: OnModule | None = None,
 ) -> Any:
     """Build this rank's model of a task from a checkpoint directory, on the ranks' device, ready for inference.
 
     `dtype` "auto" keeps what config.json says, or the files where it says nothing (fp16 weights become bf16: fp16
     overflows in GLM). Every tensor of the task's model must be there: a classifier is not made from a language model's
-    checkpoint.
+    checkpoint. At no time is there more than one tensor beside what the model keeps: `on_module` (see `fill`) may turn
+    each module into another form as soon as its weights are there.
     """
     config = GlmConfig.from_directory(directory)
     with torch.device("meta"):
-        model = MODEL_OF[task](config, ranks)
+        model = MODEL_OF[task](config, ranks).eval().requires_grad_(False)
     checkpoint = Checkpoint.open(directory, config)
     to = resolve_dtype(checkpoint.with_stored_dtype(config), dtype)
-    fill(model, {name: t.to(ranks.device, to) for name, t in checkpoint.read(model.shards(), on_progress)})
-    return model.eval().requires_grad_(False)
+    fill(model, checkpoint.read(model.shards(), on_read, dtype=to, device=ranks.device), on_module)
+    return model
 
 
 def resolve_dtype(config: GlmConfig, dtype: str) -> torch.dtype:

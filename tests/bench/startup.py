@@ -33,7 +33,8 @@ _LONGEST_S = 240.0
 def main() -> None:
     options, arguments = _options()
     if options.nothing:
-        return serve_nothing(*options.nothing)
+        serve_nothing(*options.nothing)
+        return
     runs = []
     for _ in range(options.runs):
         runs.append({"nothing_s": _time_nothing(), "serve_s": _time_serve(arguments)})
