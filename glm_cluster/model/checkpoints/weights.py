@@ -45,7 +45,9 @@ def fill(model: Fillable, tensors: Iterable[tuple[str, Tensor]], on_module: OnMo
     """
     blanks = _Blanks(model)
     for name, tensor in tensors:
-        for module in blanks.place(name if model.prefix else name.removeprefix("model."), tensor):
+        whole = blanks.place(name if model.prefix else name.removeprefix("model."), tensor)
+        del tensor  # or what a module has packed would live until the next one is read
+        for module in whole:
             if on_module is not None:
                 on_module(module)
     assert not blanks, "the names were compared with the checkpoint's"
