@@ -4,7 +4,8 @@
 
 The two are started by turns, each from nothing to a green /health, so that both see the same machine. The one that does
 nothing has the same flags, controller, proxies and HAProxy, and one deployment with an empty constructor. The last line
-printed is one JSON document; results of record are in `results/`.
+printed is one JSON document; results of record are in `results/`. The CPU time of all processes tells how busy the
+machine was with others.
 """
 
 import argparse
@@ -16,15 +17,15 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
+from support.cluster import MARK, marked  # noqa: E402
 from support.served import COMMAND, free_ports  # noqa: E402
 
 _LONGEST_S = 240.0
@@ -37,7 +38,8 @@ def main() -> None:
         return
     runs = []
     for _ in range(options.runs):
-        runs.append({"nothing_s": _time_nothing(), "serve_s": _time_serve(arguments)})
+        (nothing, nothing_cpu), (served, served_cpu) = _start_nothing(), _start_serve(arguments)
+        runs.append({"nothing_s": nothing, "serve_s": served, "nothing_cpu_s": nothing_cpu, "serve_cpu_s": served_cpu})
         print(json.dumps(runs[-1]), file=sys.stderr)
     medians = {name: round(statistics.median(run[name] for run in runs), 2) for name in runs[0]}
     extra = round(statistics.median(run["serve_s"] - run["nothing_s"] for run in runs), 2)
@@ -60,36 +62,40 @@ def _about(options: argparse.Namespace, arguments: list[str]) -> dict[str, objec
     }
 
 
-def _time_serve(arguments: list[str]) -> float:
+def _start_serve(arguments: list[str]) -> tuple[float, float]:
     port, grpc_port = free_ports(2)
-    with _seconds_to_green(
-        [COMMAND, "serve", "--port", f"{port}", "--grpc-port", f"{grpc_port}", *arguments], port
-    ) as s:
-        return s
+    return _start([COMMAND, "serve", "--port", f"{port}", "--grpc-port", f"{grpc_port}", *arguments], port)
 
 
-def _time_nothing() -> float:
+def _start_nothing() -> tuple[float, float]:
     port, grpc_port = free_ports(2)
-    with _seconds_to_green([sys.executable, __file__, "--nothing", f"{port}", f"{grpc_port}"], port) as s:
-        return s
+    return _start([sys.executable, __file__, "--nothing", f"{port}", f"{grpc_port}"], port)
 
 
-@contextmanager
-def _seconds_to_green(command: list[str], port: int) -> Iterator[float]:
-    """Start it, and once /health is green give the seconds that took; stop it at the end."""
-    started = time.monotonic()
+def _start(command: list[str], port: int) -> tuple[float, float]:
+    """Seconds until /health is green, and the CPU seconds spent by then; it is stopped again."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment[MARK] = mark = uuid4().hex
     quiet = subprocess.DEVNULL
-    process = subprocess.Popen(command, stdout=quiet, stderr=quiet, env=environment)  # as a user has it: compiled once
+    started = time.monotonic()
+    process = subprocess.Popen(command, stdout=quiet, stderr=quiet, env=environment)
     try:
         while not _is_green(port):
             if process.poll() is not None or time.monotonic() - started > _LONGEST_S:
                 raise SystemExit(f"not ready: {' '.join(command)}")
             time.sleep(0.05)
-        yield round(time.monotonic() - started, 2)
+        seconds = time.monotonic() - started
+        return round(seconds, 2), round(sum(map(_cpu_seconds, marked(mark))), 2)
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(60)
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    try:
+        return sum(process.cpu_times()[:4])  # its own and that of its children that have ended
+    except psutil.Error:
+        return 0.0
 
 
 def _is_green(port: int) -> bool:
