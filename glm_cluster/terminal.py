@@ -47,7 +47,7 @@ class WeightsBar:
 
     def show(self, done: int, total: int) -> None:
         if self._task is None:
-            self._task = self._progress.add_task("Loading weights", total=None)
+            self._task = self._progress.add_task("Loading weights", total=total)
             self._progress.start()
         self._progress.update(self._task, completed=done, total=total)
 
