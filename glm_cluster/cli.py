@@ -176,7 +176,15 @@ def _serve(options: argparse.Namespace) -> None:
         print("\n".join(greeting(endpoints, demo=demo)), flush=True)
 
     with stages:
-        serve(config=config, host=host, port=port, grpc_port=grpc_port, on_stage=stages.show, on_ready=on_ready)
+        serve(
+            config=config,
+            host=host,
+            port=port,
+            grpc_port=grpc_port,
+            on_stage=stages.show,
+            on_read=stages.show_read,
+            on_ready=on_ready,
+        )
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -187,7 +195,7 @@ def _generate(options: argparse.Namespace) -> None:
     from glm_cluster.launch import engine_with_room, model_directory
     from glm_cluster.offline import Offline
     from glm_cluster.records import SamplingParams
-    from glm_cluster.terminal import progress_bars
+    from glm_cluster.terminal import weights_bar
 
     settings = {
         "model": str(model_directory(options.model)),
@@ -196,8 +204,8 @@ def _generate(options: argparse.Namespace) -> None:
         "max_model_len": options.max_model_len,
     }
     config, checkpoint = engine_with_room(EngineConfig.from_mapping(settings))
-    with progress_bars() as on_progress:
-        offline = Offline.load(config, on_progress=on_progress)
+    with weights_bar() as on_read:
+        offline = Offline.load(config, on_read=on_read)
     sampling = SamplingParams(
         max_tokens=options.max_tokens,
         temperature=options.temperature,

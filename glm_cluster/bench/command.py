@@ -120,15 +120,15 @@ def _throughput(options: argparse.Namespace) -> None:
     from glm_cluster.config import EngineConfig
     from glm_cluster.engine.engine import open_engine
     from glm_cluster.launch import engine_with_room, model_directory
-    from glm_cluster.terminal import progress_bars
+    from glm_cluster.terminal import weights_bar
     from glm_cluster.text.tokenizer import Tokenizer
 
     directory = model_directory(options.model)
     settings = {"model": str(directory), "dtype": options.dtype, "device": options.device}
     config, _ = engine_with_room(EngineConfig.from_mapping(settings))
     tokenizer = Tokenizer.from_directory(directory)
-    with progress_bars() as on_progress:
-        engine = open_engine(config, on_progress=on_progress)
+    with weights_bar() as on_read:
+        engine = open_engine(config, on_read=on_read)
     size = {"count": options.requests, "length": options.prompt_tokens}
     jobs = [
         run_job(engine, draw_ids(tokenizer, **size, seed=options.seed + number), options.max_tokens)

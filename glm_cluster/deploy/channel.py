@@ -59,7 +59,7 @@ class Seal:
 
 @dataclass(frozen=True, slots=True)
 class ReturnAddress:
-    """Where a request's tokens go: an ingress's inbox, and the key its messages are sealed with."""
+    """Where messages go, a request's tokens to an ingress's inbox for one, and the key that they are sealed with."""
 
     endpoint: str
     key: bytes = field(repr=False)
@@ -173,6 +173,24 @@ class Report:
         steps, (waiting, running, free, blocks), ended, batches = _unpack(body)
         load = ReplicaLoad(num_waiting=waiting, num_running=running, num_free_blocks=free, num_blocks=blocks)
         return cls(steps, load, tuple(_ended_in(e) for e in ended), tuple(batches))
+
+
+@dataclass(frozen=True, slots=True)
+class BytesRead:
+    """A rank, while it loads, to whoever started the cluster: how far it is."""
+
+    source: str
+    done: int
+    total: int
+
+    def pack(self) -> bytes:
+        """As msgpack."""
+        return _pack([self.source, self.done, self.total])
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Self:
+        """From msgpack."""
+        return cls(*_unpack(body))
 
 
 def _request_out(request: Request) -> list[Any]:

@@ -17,7 +17,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from glm_cluster.config import ModelConfig
-from glm_cluster.deploy.channel import Loss, Receipt, Report, Submission
+from glm_cluster.deploy.channel import Loss, Receipt, Report, ReturnAddress, Submission
 from glm_cluster.deploy.courier import Courier
 from glm_cluster.deploy.shards import Seat, Shard
 from glm_cluster.errors import EngineUnavailable, GlmError
@@ -74,8 +74,13 @@ class RankGroup:
         self.load: ReplicaLoad | None = None  # None until rank 0 is ready
 
     @classmethod
-    async def start(cls, config: ModelConfig, bundles: Bundles, epoch: str, meters: Meters) -> Self:
-        """Make the actors, load the model and wait until rank 0 listens, or raise having left nothing."""
+    async def start(
+        cls, config: ModelConfig, bundles: Bundles, epoch: str, meters: Meters, progress_to: ReturnAddress | None = None
+    ) -> Self:
+        """Make the actors, load the model and wait until rank 0 listens, or raise having left nothing.
+
+        Each rank tells `progress_to` how far it is.
+        """
         courier = Courier(_LOCAL)
         ranks = [
             ray.remote(Shard)
@@ -84,7 +89,7 @@ class RankGroup:
                 num_gpus=1 if config.engine.device == "cuda" else 0,
                 scheduling_strategy=bundles.strategy(rank),
             )
-            .remote(_seat(config, bundles, epoch, rank, courier))
+            .remote(_seat(config, bundles, epoch, rank, courier, progress_to=progress_to))
             for rank in range(config.engine.tp)
         ]
         group = cls(ranks, [], courier, meters)
@@ -152,7 +157,15 @@ class RankGroup:
         self._meters.gauge(BLOCKS, load.num_blocks)
 
 
-def _seat(config: ModelConfig, bundles: Bundles, epoch: str, rank: int, courier: Courier) -> Seat:
+def _seat(
+    config: ModelConfig,
+    bundles: Bundles,
+    epoch: str,
+    rank: int,
+    courier: Courier,
+    *,
+    progress_to: ReturnAddress | None,
+) -> Seat:
     beside = math.ceil(config.max_replicas / bundles.num_nodes)  # groups that may share a host
     return Seat(
         engine=config.engine,
@@ -162,6 +175,7 @@ def _seat(config: ModelConfig, bundles: Bundles, epoch: str, rank: int, courier:
         key=courier.seal.key,
         orders=courier.orders_endpoint,
         reports=courier.reports_endpoint,
+        progress_to=progress_to,
     )
 
 
