@@ -34,6 +34,7 @@ class Engine:
             max_waiting=config.max_waiting,
             step_tokens=config.step_tokens,
             max_model_len=limits.max_model_len,
+            speculative_tokens=config.speculative_tokens,
         )
         return cls(scheduler, executor, config.task)
 

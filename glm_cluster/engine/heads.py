@@ -54,7 +54,10 @@ class TokenHead:
         for start, stop in self._unused:
             logits_RV[:, start:stop] = float("-inf")
         tokens = sample(logits_RV[: len(batch.sampled)], batch.sampling, batch.sample_positions)
-        return StepOutput(dict(zip(batch.sampled, tokens, strict=True)))
+        by_slice: dict[str, tuple[int, ...]] = {}
+        for key, token in zip(batch.sampled, tokens, strict=True):
+            by_slice[key] = (*by_slice.get(key, ()), token)
+        return StepOutput(by_slice)
 
 
 class RowHead:

@@ -53,7 +53,7 @@ def _encode(name: str, num_prompt: int, pooling: Pooling, first: int = 10) -> En
 
 def _output(plan: StepPlan, token: int = 5) -> StepOutput:
     return StepOutput(
-        {s.key: token for s in plan.slices if s.sampling is not None},
+        {s.key: (token,) * (1 + s.num_drafts) for s in plan.slices if s.sampling is not None},
         {s.key: Ids(s.tokens[-1:] if s.pooling == "last" else s.tokens) for s in plan.slices if s.pooling is not None},
     )
 
