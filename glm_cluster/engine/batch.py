@@ -25,7 +25,8 @@ class Batch:
     slots_T: Tensor  # flat slot of each token; padding rows write to the scratch block
     groups: tuple[QueryGroup, ...]
     rows_R: Tensor  # which rows to sample or to pool; padded with row 0
-    sampled: tuple[str, ...]  # of each row to sample the slice's key; row i of a slice stands after its first i guesses
+    sampled: tuple[str, ...]  # of each row to sample the key of its slice, whose rows follow one another
+    guesses: tuple[int | None, ...]  # what is to come out of each row if the next one is to count; None in the last
     sampling: tuple[SamplingParams, ...]
     sample_positions: tuple[int, ...]  # position of the token about to be sampled
     pooled: tuple[tuple[str, Pooling, int], ...]  # slices to pool, and how many of the rows that follow are theirs
@@ -58,6 +59,7 @@ class Batch:
             groups=tuple(_group(members, block_tokens, device) for members in groups.values()),
             rows_R=torch.tensor(rows, dtype=torch.int64, device=device),
             sampled=tuple(s.key for s, _, count in sampled for _ in range(count)),
+            guesses=tuple(guess for s, _, _ in sampled for guess in (*s.drafts, None)),
             sampling=tuple(sampling for _, sampling, count in sampled for _ in range(count)),
             sample_positions=tuple(s.start + s.num_known + i for s, _, count in sampled for i in range(count)),
             pooled=tuple((s.key, pooling, count) for s, pooling, count in pooled),

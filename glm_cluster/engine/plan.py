@@ -12,8 +12,8 @@ from glm_cluster.records import Encoded, Pooling, SamplingParams
 class Slice:
     """One sequence's share of a step: run `tokens` at positions start, start + 1, ..., then maybe sample or pool.
 
-    The last `num_drafts` tokens are guesses. What is sampled then is a token after the last known one and after each
-    guess, for `accept` to choose from.
+    The last `num_drafts` tokens are guesses. A token is sampled after the last known one, and after each guess as long
+    as all before are what was sampled.
     """
 
     key: str  # request id and attempt
@@ -29,11 +29,10 @@ class Slice:
         """Tokens that are no guesses."""
         return len(self.tokens) - self.num_drafts
 
-    def accept(self, sampled: tuple[int, ...]) -> tuple[int, ...]:
-        """The tokens sampled after nothing but right guesses: those, and one more. They are the undisturbed run's."""
-        drafts = self.tokens[self.num_known :]
-        wrong = (i for i, draft in enumerate(drafts) if draft != sampled[i])
-        return sampled[: next(wrong, self.num_drafts) + 1]
+    @property
+    def drafts(self) -> tuple[int, ...]:
+        """The guesses."""
+        return self.tokens[self.num_known :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +80,7 @@ class Pooled(Protocol):
 class StepOutput:
     """The sampled tokens, or the pooled rows, of every slice that wanted some, by key. Empty on ranks above 0."""
 
-    tokens: dict[str, tuple[int, ...]] = field(default_factory=dict)  # after the last known token and each guess
+    tokens: dict[str, tuple[int, ...]] = field(default_factory=dict)  # right guesses, and the one sampled after them
     rows: dict[str, Pooled] = field(default_factory=dict)
 
 

@@ -235,14 +235,13 @@ class Scheduler:
             self._drop(sequence)
 
     def _take(self, sequence: Sequence, part: Slice, sampled: tuple[int, ...]) -> tuple[int, ...]:
-        """Add what stands of the sampled tokens to the sequence, up to one that ends it; return what was added."""
-        accepted = part.accept(sampled)
+        """Add the sampled tokens to the sequence, up to one that ends it; return what was added."""
         if part.num_drafts:
-            sequence.lookup.judge(len(accepted) - 1)
+            sequence.lookup.judge(len(sampled) - 1)
             self._num_drafted += part.num_drafts
-            self._num_accepted += len(accepted) - 1
+            self._num_accepted += len(sampled) - 1
         before = len(sequence.tokens)
-        for token in accepted:
+        for token in sampled:
             sequence.tokens.append(token)
             if _finish_reason(sequence) is not None:
                 break

@@ -74,5 +74,6 @@ def test_a_row_is_sampled_after_the_last_known_token_and_after_each_draft() -> N
     batch = Batch.build(plan, block_tokens=16, device=torch.device("cpu"))
     assert batch.rows_R.tolist() == [2, 3, 4, 7, 8, 9, 0, 0]
     assert batch.sampled == ("drafts", "drafts", "drafts", "plain")
+    assert batch.guesses == (14, 15, None, None)
     assert batch.sampling == (seeded, seeded, seeded, GREEDY)
     assert batch.sample_positions == (33, 34, 35, 10)

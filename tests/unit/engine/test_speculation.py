@@ -57,8 +57,9 @@ class PaperModel:
             if part.sampling is not None:
                 end = part.start + len(part.tokens)
                 context = [self._slots[part.blocks[at // BLOCK_TOKENS], at % BLOCK_TOKENS] for at in range(end)]
-                ends = range(end - part.num_drafts, end + 1)
-                sampled[part.key] = tuple(next_token(context[:e], part.sampling.seed) for e in ends)
+                rows = [next_token(context[:e], part.sampling.seed) for e in range(end - part.num_drafts, end + 1)]
+                wrong = [i for i, draft in enumerate(part.drafts) if rows[i] != draft]
+                sampled[part.key] = tuple(rows[: 1 + min(wrong, default=part.num_drafts)])
         return StepOutput(sampled)
 
     @property
