@@ -8,6 +8,7 @@ from collections.abc import Sequence
 # The longest suffix that occurred before is the best reason. In answers of the demo model a fourth token added nothing,
 # and guesses after a single one, a comma say, were wrong so often that they kept the good ones away.
 SUFFIXES = (3, 2)
+_WINDOW = 2**17  # tokens back that are looked at: a prompt of a million would take a second to index
 _LONGEST_PAUSE = 32  # steps: where every guess is wrong, guessing costs one step in a hundred or less
 
 
@@ -46,8 +47,8 @@ class PromptLookup:
             self._pause = self._rest = min(2 * self._pause + 1, _LONGEST_PAUSE)
 
     def _index(self, tokens: Sequence[int]) -> None:
-        """Note every suffix that some token follows."""
-        for at in range(self._num_indexed, len(tokens)):
+        """Note every suffix that some token follows, as far back as is worth it."""
+        for at in range(max(self._num_indexed, len(tokens) - _WINDOW), len(tokens)):
             for length in SUFFIXES:
                 if length <= at:
                     self._followed_at[tuple(tokens[at - length : at])] = at

@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from glm_cluster.engine import lookup
 from glm_cluster.engine.lookup import SUFFIXES, PromptLookup
 
 
@@ -49,16 +50,22 @@ def _searched(tokens: list[int], most: int) -> tuple[int, ...]:
     return ()
 
 
+def test_what_is_very_far_back_is_not_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lookup, "_WINDOW", 10)
+    assert PromptLookup().draft([1, 2, 3, *range(20, 26), 1, 2], 1) == (3,)
+    assert PromptLookup().draft([1, 2, 3, *range(20, 28), 1, 2], 1) == ()
+
+
 def test_wrong_drafts_become_rare_and_a_right_one_brings_them_back() -> None:
-    lookup, tokens = PromptLookup(), [1, 2, 3] * 5
+    guesser, tokens = PromptLookup(), [1, 2, 3] * 5
     at = []
     for step in range(1000):
-        if lookup.draft(tokens, 4):
+        if guesser.draft(tokens, 4):
             at.append(step)
-            lookup.judge(0)
+            guesser.judge(0)
     assert at[:5] == [0, 2, 6, 14, 30]
     assert len(at) < 40
-    while not lookup.draft(tokens, 4):
+    while not guesser.draft(tokens, 4):
         pass
-    lookup.judge(1)
-    assert all(lookup.draft(tokens, 4) for _ in range(20))
+    guesser.judge(1)
+    assert all(guesser.draft(tokens, 4) for _ in range(20))
