@@ -38,6 +38,7 @@ class Scheduler:
         step_tokens: int,
         max_model_len: int,
         speculative_tokens: int = 0,
+        row_multiple: int = 1,
     ) -> None:
         assert pool.num_blocks * block_tokens >= max_model_len, "one sequence alone must always fit"
         self._pool = pool
@@ -47,6 +48,7 @@ class Scheduler:
         self._max_waiting = max_waiting
         self._max_len = max_model_len
         self._speculative_tokens = speculative_tokens
+        self._row_multiple = row_multiple  # a batch is padded to
         self._num_drafted = 0
         self._num_accepted = 0
         self._waiting: deque[Sequence] = deque()
@@ -120,7 +122,7 @@ class Scheduler:
             if not budget or not (taken := self._admit(sequence, budget, slices)):
                 break
             budget -= taken
-        self._add_drafts(slices, min(budget, DRAFT_ROWS - sum(len(part.tokens) for part in slices)))
+        self._add_drafts(slices, budget)
         return StepPlan(tuple(slices)) if slices else None
 
     def commit(self, plan: StepPlan, output: StepOutput) -> list[TokenEvent]:
@@ -192,16 +194,29 @@ class Scheduler:
         slices.append(_slice(sequence, count))
         return count
 
-    def _add_drafts(self, slices: list[Slice], room: int) -> None:
-        """Put guesses behind the tokens of slices that sample: at most `room`, in fair shares, in blocks to spare."""
+    def _add_drafts(self, slices: list[Slice], budget: int) -> None:
+        """Put guesses behind the tokens of slices that sample, in what is left of a step's budget, blocks and rows.
+
+        Whose last guess was right may make a small step larger; the others ride in rows that are computed as padding.
+        """
+        for trusted in (True, False):
+            num_rows = sum(len(part.tokens) for part in slices)
+            room = DRAFT_ROWS - num_rows if trusted else min(DRAFT_ROWS - num_rows, -num_rows % self._row_multiple)
+            budget -= self._share_out(slices, min(budget, room), trusted)
+
+    def _share_out(self, slices: list[Slice], room: int, trusted: bool) -> int:
+        """Add at most `room` guesses in fair shares, to slices whose guesses are trusted or not; return how many."""
         if room <= 0:
-            return
-        sampling = [index for index, part in enumerate(slices) if part.sampling is not None]
-        drafts = [(index, draft) for index in sampling if (draft := self._running[slices[index].key].draft())]
-        for num_served, (index, draft) in enumerate(drafts):
-            share = -(-room // (len(drafts) - num_served))
-            slices[index] = part = self._with_draft(slices[index], draft[:share])
-            room -= part.num_drafts
+            return 0
+        sequences = {i: self._running[part.key] for i, part in enumerate(slices) if part.sampling is not None}
+        drafts = {i: s.draft() for i, s in sequences.items() if s.lookup.is_trusted is trusted}
+        wanted = [(i, draft) for i, draft in drafts.items() if draft]
+        left = room
+        for num_served, (i, draft) in enumerate(wanted):
+            share = -(-left // (len(wanted) - num_served))
+            slices[i] = part = self._with_draft(slices[i], draft[:share])
+            left -= part.num_drafts
+        return room - left
 
     def _with_draft(self, part: Slice, draft: tuple[int, ...]) -> Slice:
         """The slice with as many of its guesses as nobody must give way for."""

@@ -75,6 +75,7 @@ def paper_engine(model: PaperModel, *, drafts: int, num_blocks: int = 64, **chan
         max_waiting=1000,
         max_model_len=num_blocks * BLOCK_TOKENS,
         speculative_tokens=drafts,
+        row_multiple=8,
         **settings,
     )
     return Engine(scheduler, model, "generate")
@@ -195,6 +196,40 @@ def test_what_room_there_is_for_drafts_is_shared() -> None:
         engine.add(GenerationRequest(request_id=name, prompt=(2, 3, 2, 3), sampling=sampling))
     engine.step()
     assert [part.num_drafts for part in model.plans[0].slices] == [2, 1, 1]
+
+
+class Eager(PromptLookup):
+    """Always has a draft, always trusted or never."""
+
+    def __init__(self, trusted: bool) -> None:
+        super().__init__()
+        self._trusted = trusted
+
+    @property
+    def is_trusted(self) -> bool:
+        return self._trusted
+
+    def draft(self, tokens: Sequence[int], most: int) -> Ids:
+        return (9,) * most
+
+
+@pytest.mark.parametrize(("num_others", "trusted", "drafts"), [(0, 9, 7), (6, 9, 1), (7, 8, 0), (9, 6, 6), (15, 0, 0)])
+def test_who_guessed_right_may_widen_a_step_and_others_ride_in_its_padding(
+    num_others: int, trusted: int, drafts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With eight sequences a ninth row costs as much as eight: steps must not grow for guesses that may be wrong."""
+    for is_trusted, expected in ((True, trusted), (False, drafts)):
+        monkeypatch.setattr(sequence, "PromptLookup", lambda trusted=is_trusted: Eager(trusted))
+        model = PaperModel()
+        engine = paper_engine(model, drafts=9, max_running=16)
+        for i in range(num_others + 1):
+            sampling = SamplingParams(max_tokens=30)
+            engine.add(
+                GenerationRequest(request_id=f"{i}", prompt=(2 + i,), sampling=sampling, max_drafts=0 if i else None)
+            )
+        engine.step()
+        engine.step()
+        assert [part.num_drafts for part in model.plans[1].slices] == [expected] + [0] * num_others
 
 
 def test_a_draft_takes_no_block_that_somebody_has() -> None:
