@@ -296,7 +296,7 @@ def plain(checkpoint: Callable[..., Path]) -> Callable[[str], dict[str, Ids]]:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
-    "shape", [{"max_running": 2}, {"step_tokens": 9}, {"max_running": 1, "block_tokens": 8}], ids=str
+    "shape", [{"max_running": 2}, {"step_tokens": 9, "max_running": 2}, {"max_running": 1, "block_tokens": 8}], ids=str
 )
 def test_a_real_model_keeps_its_tokens(
     checkpoint: Callable[..., Path],
