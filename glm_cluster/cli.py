@@ -78,6 +78,12 @@ def _add_serve(commands: "Commands") -> None:
     parser.add_argument("--device", choices=DEVICES, help="default auto: cuda if every rank gets a GPU, else cpu")
     parser.add_argument("--task", choices=TASKS, help="what it answers with (default generate)")
     parser.add_argument("--max-model-len", type=_count, metavar="N", help="tokens of a sequence (default: all it can)")
+    parser.add_argument(
+        "--speculative-tokens",
+        type=_drafts,
+        metavar="N",
+        help="most tokens guessed in a step from a request's own text (default 7; 0: none)",
+    )
     parser.add_argument("--config", type=Path, metavar="FILE", help="Serve config file, such as deploy/serve/demo.yaml")
     parser.set_defaults(run=_serve)
 
@@ -283,6 +289,10 @@ def _first(*values: T | None) -> T:
 
 def _count(text: str) -> int:
     return _whole(text, 1, 2**31 - 1)
+
+
+def _drafts(text: str) -> int:
+    return _whole(text, 0, 2**31 - 1)
 
 
 def _port(text: str) -> int:

@@ -96,6 +96,8 @@ class _GenerationFields(Body):
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     stop_token_ids: FewIds = Field(default=[], max_length=64)
     return_token_ids: bool = False
+    # The name is that of HF's `generate`. 0 switches speculation off; more than the server's setting means the setting.
+    prompt_lookup_num_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
 
     @property
     def output_limit(self) -> int | None:

@@ -21,7 +21,15 @@ from glm_cluster.deploy.channel import Loss, Receipt, Report, ReturnAddress, Sub
 from glm_cluster.deploy.courier import Courier
 from glm_cluster.deploy.shards import Seat, Shard
 from glm_cluster.errors import EngineUnavailable, GlmError
-from glm_cluster.metrics import BLOCKS, ENGINE_SUBMISSION_BATCH, FREE_BLOCKS, RUNNING, WAITING, Meters
+from glm_cluster.metrics import (
+    BLOCKS,
+    DRAFT_TOKENS,
+    ENGINE_SUBMISSION_BATCH,
+    FREE_BLOCKS,
+    RUNNING,
+    WAITING,
+    Meters,
+)
 from glm_cluster.records import ReplicaLoad
 
 logger = logging.getLogger(__name__)
@@ -148,13 +156,21 @@ class RankGroup:
         self._heard_at = time.monotonic()
         self._heard.set()
         self.steps = report.steps
-        self.load = load = report.load
+        before, self.load = self.load, report.load
+        report_load(self._meters, before, report.load)
         for batch in report.batches:
             self._meters.observe(ENGINE_SUBMISSION_BATCH, batch)
-        self._meters.gauge(WAITING, load.num_waiting)
-        self._meters.gauge(RUNNING, load.num_running)
-        self._meters.gauge(FREE_BLOCKS, load.num_free_blocks)
-        self._meters.gauge(BLOCKS, load.num_blocks)
+
+
+def report_load(meters: Meters, before: ReplicaLoad | None, load: ReplicaLoad) -> None:
+    """Show what an engine holds, and count what it drafted since the load `before`, or since it was made."""
+    meters.gauge(WAITING, load.num_waiting)
+    meters.gauge(RUNNING, load.num_running)
+    meters.gauge(FREE_BLOCKS, load.num_free_blocks)
+    meters.gauge(BLOCKS, load.num_blocks)
+    drafted, accepted = (0, 0) if before is None else (before.num_drafted, before.num_accepted)
+    meters.count(DRAFT_TOKENS, load.num_drafted - drafted, {"kind": "drafted"})
+    meters.count(DRAFT_TOKENS, load.num_accepted - accepted, {"kind": "accepted"})
 
 
 def _seat(
