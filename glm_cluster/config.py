@@ -52,6 +52,10 @@ class EngineConfig:
         _check_choice("dtype", config.dtype, get_args(DtypeName))
         _check_choice("device", config.device, get_args(DeviceName))
         _check_choice("quantization", config.quantization, get_args(QuantizationName))
+        if config.quantization != "none" and config.device == "cuda":
+            raise ConfigError(
+                f"quantization {config.quantization} is computed on CPUs alone; leave it out, or use device cpu"
+            )
         if 64 % config.block_tokens:
             raise ConfigError(f"block_tokens must divide 64, the attention tile, not {config.block_tokens}")
         return config

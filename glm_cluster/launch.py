@@ -23,7 +23,15 @@ if TYPE_CHECKING:  # ray
     from glm_cluster.deploy.local import Endpoints
 
 DEMO = "demo"
-_SETTINGS = ("tp", "dtype", "device", "task", "max_model_len", "speculative_tokens")  # flags named as settings are
+_SETTINGS = (
+    "tp",
+    "dtype",
+    "device",
+    "quantization",
+    "task",
+    "max_model_len",
+    "speculative_tokens",
+)  # flags named as settings are
 QUESTION = "What is the capital of France?"
 _ROUTES: Mapping[Task, str] = {
     "classify": "/v1/classify",

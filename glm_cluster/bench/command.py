@@ -52,6 +52,7 @@ def _add_throughput(benches: "Commands") -> None:
     parser.add_argument("--max-tokens", type=_count, metavar="T", default=128, help="of each answer (default 128)")
     parser.add_argument("--rounds", type=_count, metavar="N", default=3, help="warm runs after the first (default 3)")
     parser.add_argument("--seed", type=_number, metavar="N", default=0, help="of the prompts (default 0)")
+    parser.add_argument("--quantization", choices=("none", "int8"), default="none", help="of weights and activations")
     parser.add_argument(
         "--speculative-tokens", type=_number, metavar="N", default=0, help="most tokens guessed in a step (default 0)"
     )
@@ -131,6 +132,7 @@ def _throughput(options: argparse.Namespace) -> None:
         "model": str(directory),
         "dtype": options.dtype,
         "device": options.device,
+        "quantization": options.quantization,
         "speculative_tokens": options.speculative_tokens,
     }
     config, _ = engine_with_room(EngineConfig.from_mapping(settings))

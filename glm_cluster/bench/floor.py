@@ -146,7 +146,7 @@ def _measured(gemm: Gemm, rows: int, pool: "Tensor") -> GemmTime:
     x = torch.empty(rows, gemm.num_in, dtype=pool.dtype, device=pool.device).uniform_(-1, 1)
     size = gemm.num_in * gemm.num_out
     weights = [pool[at : at + size].view(gemm.num_out, gemm.num_in) for at in range(0, pool.numel() - size + 1, size)]
-    found = {name: _per_call(calls, x) for name, calls in _paths(weights, rows).items()}
+    found = {name: _per_call(calls, x) for name, calls in paths(weights, rows).items()}
     path = min(found, key=lambda name: found[name])
     return GemmTime(
         name=gemm.name,
@@ -159,18 +159,41 @@ def _measured(gemm: Gemm, rows: int, pool: "Tensor") -> GemmTime:
     )
 
 
-def _paths(weights: "Sequence[Tensor]", rows: int) -> dict[str, list[Multiply]]:
-    """The ways to multiply: torch's own, and on a CPU with bf16 units the one with weights packed beforehand."""
+def paths(weights: "Sequence[Tensor]", rows: int) -> dict[str, list[Multiply]]:
+    """The ways to multiply: torch's own, on a CPU with bf16 units the one with weights packed beforehand, and ours."""
     import torch
     import torch.nn.functional as F
 
-    paths: dict[str, list[Multiply]] = {"linear": [lambda x, w=w: F.linear(x, w) for w in weights]}  # type: ignore[misc]
+    found: dict[str, list[Multiply]] = {"linear": [lambda x, w=w: F.linear(x, w) for w in weights]}  # type: ignore[misc]
     on_cpu = weights[0].device.type == "cpu" and torch.backends.mkldnn.is_available()
     if on_cpu and weights[0].dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         reorder, multiply = torch.ops.mkldnn._reorder_linear_weight, torch.ops.mkldnn._linear_pointwise
         packed = [reorder(weight, rows) for weight in weights]
-        paths["prepacked"] = [lambda x, w=w: multiply(x, w, None, "none", [], "") for w in packed]  # type: ignore[misc]
-    return paths
+        found["prepacked"] = [lambda x, w=w: multiply(x, w, None, "none", [], "") for w in packed]  # type: ignore[misc]
+    if weights[0].device.type == "cpu" and (ours := _kernels(weights)):
+        found["kernels"] = ours
+    return found
+
+
+def _kernels(weights: "Sequence[Tensor]") -> list[Multiply]:
+    """The engine's own way on a CPU, where it has one."""
+    import torch
+
+    from glm_cluster.model.kernels.build import Refusal
+    from glm_cluster.model.kernels.native import DTYPES, library
+    from glm_cluster.model.kernels.packed import PackedLinear
+
+    native = library()
+    if isinstance(native, Refusal) or weights[0].dtype not in DTYPES:
+        return []
+    native.glm_set_threads(torch.get_num_threads())
+    packed = []
+    for weight in weights:
+        num_out, num_in = weight.shape
+        linear = torch.nn.Linear(num_in, num_out, bias=False, device="meta")
+        linear.weight = torch.nn.Parameter(weight, requires_grad=False)
+        packed.append(PackedLinear(native, [linear]))
+    return list(packed)
 
 
 def _per_call(calls: Sequence[Multiply], x: "Tensor") -> float:

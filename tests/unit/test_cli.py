@@ -26,7 +26,7 @@ from glm_cluster.preflight import GIB, Gpu
 COMMANDS = ("serve", "generate", "chat", "models", "verify", "convert", "demo-model", "bench")
 FLAGS = {
     "serve": {"--model", "--tp", "--replicas", "--host", "--port", "--grpc-port", "--dtype", "--device", "--config"}
-    | {"--task", "--max-model-len", "--speculative-tokens"},
+    | {"--task", "--max-model-len", "--speculative-tokens", "--quantization"},
     "generate": {
         "--model",
         "--prompt",
@@ -35,6 +35,7 @@ FLAGS = {
         "--seed",
         "--dtype",
         "--device",
+        "--quantization",
         "--max-model-len",
     },
     "chat": {"--url", "--max-tokens"},

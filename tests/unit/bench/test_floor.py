@@ -4,11 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from glm_cluster.bench.floor import paths
 from glm_cluster.bench.shapes import chunks, config_of, gemms
 from glm_cluster.cli import main
 from glm_cluster.errors import ConfigError
 from glm_cluster.model.config import GlmConfig
+from glm_cluster.model.kernels.build import Refusal
+from glm_cluster.model.kernels.native import library
 
 TINY = GlmConfig(
     vocab_size=300,
@@ -77,6 +81,17 @@ def test_floor_of_a_tiny_model(dtype: str) -> None:
 
 
 @pytest.mark.usefixtures("quick_floor")
+def test_the_engines_own_kernels_are_measured_where_they_are() -> None:
+    weights = [torch.randn(130, 64) for _ in range(2)]
+    x = torch.randn(3, 64)
+    wanted = [x @ weight.T for weight in weights]
+    found = paths(weights, 3)
+    assert ("kernels" in found) == (not isinstance(library(), Refusal))
+    for calls in found.values():
+        for call, expected in zip(calls, wanted, strict=True):
+            torch.testing.assert_close(call(x), expected)
+
+
 def test_command_gives_one_line_with_its_circumstances(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     TINY.save_pretrained(tmp_path)
     assert main(["bench", "gemm-floor", "--model", str(tmp_path), "--rows", "2", "--prompt-tokens", "8", "--json"]) == 0

@@ -73,7 +73,7 @@ def test_a_row_is_sampled_after_the_last_known_token_and_after_each_draft() -> N
             Slice("pooled", (41, 42), 0, (10,), None, "tokens"),
         )
     )
-    batch = Batch.build(plan, block_tokens=16, device=torch.device("cpu"))
+    batch = Batch.build(plan, block_tokens=16, device=torch.device("cpu"), row_multiple=8)
     assert batch.rows_R.tolist() == [2, 3, 4, 7, 8, 9, 0, 0]
     assert batch.sampled == ("drafts", "drafts", "drafts", "plain")
     assert batch.guesses == (14, 15, None, None)

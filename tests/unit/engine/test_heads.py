@@ -37,7 +37,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 
 
 def tokens_of(*slices: Slice) -> dict[str, tuple[int, ...]]:
-    batch = Batch.build(StepPlan(slices), block_tokens=16, device=torch.device("cpu"))
+    batch = Batch.build(StepPlan(slices), block_tokens=16, device=torch.device("cpu"), row_multiple=8)
     return TokenHead(Shifted(), ())(batch.ids_T[batch.rows_R].unsqueeze(1), batch).tokens
 
 
