@@ -78,6 +78,12 @@ def _add_serve(commands: "Commands") -> None:
     parser.add_argument("--device", choices=DEVICES, help="default auto: cuda if every rank gets a GPU, else cpu")
     parser.add_argument("--task", choices=TASKS, help="what it answers with (default generate)")
     parser.add_argument("--max-model-len", type=_count, metavar="N", help="tokens of a sequence (default: all it can)")
+    parser.add_argument(
+        "--speculative-tokens",
+        type=_drafts,
+        metavar="N",
+        help="most tokens guessed in a step from a request's own text (default 7; 0: none)",
+    )
     parser.add_argument("--config", type=Path, metavar="FILE", help="Serve config file, such as deploy/serve/demo.yaml")
     parser.set_defaults(run=_serve)
 
@@ -176,7 +182,15 @@ def _serve(options: argparse.Namespace) -> None:
         print("\n".join(greeting(endpoints, demo=demo)), flush=True)
 
     with stages:
-        serve(config=config, host=host, port=port, grpc_port=grpc_port, on_stage=stages.show, on_ready=on_ready)
+        serve(
+            config=config,
+            host=host,
+            port=port,
+            grpc_port=grpc_port,
+            on_stage=stages.show,
+            on_read=stages.show_read,
+            on_ready=on_ready,
+        )
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -187,7 +201,7 @@ def _generate(options: argparse.Namespace) -> None:
     from glm_cluster.launch import engine_with_room, model_directory
     from glm_cluster.offline import Offline
     from glm_cluster.records import SamplingParams
-    from glm_cluster.terminal import progress_bars
+    from glm_cluster.terminal import weights_bar
 
     settings = {
         "model": str(model_directory(options.model)),
@@ -196,8 +210,8 @@ def _generate(options: argparse.Namespace) -> None:
         "max_model_len": options.max_model_len,
     }
     config, checkpoint = engine_with_room(EngineConfig.from_mapping(settings))
-    with progress_bars() as on_progress:
-        offline = Offline.load(config, on_progress=on_progress)
+    with weights_bar() as on_read:
+        offline = Offline.load(config, on_read=on_read)
     sampling = SamplingParams(
         max_tokens=options.max_tokens,
         temperature=options.temperature,
@@ -275,6 +289,10 @@ def _first(*values: T | None) -> T:
 
 def _count(text: str) -> int:
     return _whole(text, 1, 2**31 - 1)
+
+
+def _drafts(text: str) -> int:
+    return _whole(text, 0, 2**31 - 1)
 
 
 def _port(text: str) -> int:

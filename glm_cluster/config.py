@@ -28,6 +28,7 @@ class EngineConfig:
     max_waiting: int = 1024  # requests queued before an engine answers 429
     step_tokens: int = 512  # token budget of one step
     block_tokens: int = 16  # slots in a KV block
+    speculative_tokens: int = 7  # most tokens guessed from a request's own text in one step; 0: none
     kv_cache_bytes: int | None = None  # a rank's share; None: from free memory
     max_model_len: int | None = None  # None: the checkpoint's limit
     step_deadline_s: float = 120.0  # a step slower than this kills its group
@@ -42,6 +43,7 @@ class EngineConfig:
         _check_type("model", config.model, str)
         for name in ("tp", "max_running", "max_waiting", "step_tokens", "block_tokens"):
             _check_whole(name, getattr(config, name), low=1)
+        _check_whole("speculative_tokens", config.speculative_tokens, low=0)
         for name in ("kv_cache_bytes", "max_model_len"):
             if (value := getattr(config, name)) is not None:
                 _check_whole(name, value, low=1)

@@ -42,7 +42,10 @@ def convert_checkpoint(
         try:
             _convert_text(source, work)  # first: it is quick to refuse
             convert_weights(
-                source, work, max_shard_bytes=max_shard_bytes, on_progress=lambda _, done: report("convert", done)
+                source,
+                work,
+                max_shard_bytes=max_shard_bytes,
+                on_read=lambda done, total: report("convert", done / total),
             )
             _publish(work, target)
         finally:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # ray
     from glm_cluster.deploy.local import Endpoints
 
 DEMO = "demo"
+_SETTINGS = ("tp", "dtype", "device", "task", "max_model_len", "speculative_tokens")  # flags named as settings are
 QUESTION = "What is the capital of France?"
 _ROUTES: Mapping[Task, str] = {
     "classify": "/v1/classify",
@@ -36,7 +37,7 @@ def serve_args(options: Namespace, file: "ServeFile") -> dict[str, object]:
     args = dict(file.args)
     if "models" in args:
         return _of_several(options, args)
-    flags = {name: getattr(options, name) for name in ("tp", "dtype", "device", "task", "max_model_len")}
+    flags = {name: getattr(options, name) for name in _SETTINGS}
     args |= {name: value for name, value in flags.items() if value is not None}
     if options.replicas is not None:
         args["min_replicas"], args["max_replicas"] = _replicas(options.replicas)
@@ -48,7 +49,7 @@ def serve_args(options: Namespace, file: "ServeFile") -> dict[str, object]:
 
 def _of_several(options: Namespace, args: dict[str, object]) -> dict[str, object]:
     """A file's list of models is taken as it stands: a flag would not say which of them it means."""
-    flags = ("model", "tp", "replicas", "dtype", "device", "task", "max_model_len")
+    flags = ("model", "replicas", *_SETTINGS)
     if given := [f"--{name.replace('_', '-')}" for name in flags if getattr(options, name) is not None]:
         raise ConfigError(f"{', '.join(given)} cannot say which of the file's models is meant; set it in the file")
     models = args["models"]

@@ -90,6 +90,12 @@ MIGRATIONS = Metric(
     kind="counter",
     description="Requests re-entered on another engine after theirs died.",
 )
+DRAFT_TOKENS = Metric(
+    name="glm_draft_tokens_total",
+    kind="counter",
+    description="Tokens guessed ahead. kind: drafted, accepted (the part of drafted that was right).",
+    tag_keys=("kind",),
+)
 WAITING = Metric(name="glm_waiting_requests", kind="gauge", description="Requests waiting for room in an engine.")
 RUNNING = Metric(name="glm_running_requests", kind="gauge", description="Requests an engine is working on.")
 FREE_BLOCKS = Metric(name="glm_free_kv_blocks", kind="gauge", description="KV blocks that hold no running request.")

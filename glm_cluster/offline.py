@@ -27,14 +27,14 @@ class Offline:
     template: ChatTemplate | None  # None: the checkpoint has none, and prompts go in as they are
 
     @classmethod
-    def load(cls, config: EngineConfig, *, on_progress: Callable[[str, float], None] | None = None) -> Self:
+    def load(cls, config: EngineConfig, *, on_read: Callable[[int, int], None] | None = None) -> Self:
         """Read tokenizer and template first: they are quick to refuse."""
         directory = Path(config.model)
         tokenizer = Tokenizer.from_directory(directory)
         has_template = TokenizerConfig.from_directory(directory).chat_template is not None
         template = ChatTemplate.from_directory(directory, tokenizer) if has_template else None
         unused = tokenizer.unused_ids(GlmConfig.from_directory(directory).vocab_size)
-        engine = open_engine(config, on_progress=on_progress, unused_token_ids=unused)
+        engine = open_engine(config, on_read=on_read, unused_token_ids=unused)
         return cls(engine=engine, tokenizer=tokenizer, template=template)
 
     def answer(self, prompt: str, sampling: SamplingParams) -> Iterator[str]:

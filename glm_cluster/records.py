@@ -36,7 +36,8 @@ class GenerationRequest:
     """One request as an engine sees it: token ids in, token ids out.
 
     `output` holds the ids that an earlier attempt already emitted (re-entry): generation goes on after them, and
-    `max_tokens` counts them. `attempt` tells the attempts of one request apart on the side channel.
+    `max_tokens` counts them. `attempt` tells the attempts of one request apart on the side channel. `max_drafts` bounds
+    the tokens guessed in one step, which changes when tokens come and never which; None leaves it to the engine.
     """
 
     request_id: str
@@ -44,6 +45,7 @@ class GenerationRequest:
     sampling: SamplingParams
     output: tuple[int, ...] = ()
     attempt: int = 0
+    max_drafts: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,8 @@ class ReplicaLoad:
     num_running: int
     num_free_blocks: int
     num_blocks: int
+    num_drafted: int = 0  # tokens guessed since its engine was made
+    num_accepted: int = 0  # of them, those that were right
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""One HTTP exchange over ASGI: strict JSON in, JSON or server-sent events out, the client watched meanwhile.
+"""One HTTP exchange over ASGI: a body in, JSON or server-sent events out, the client watched meanwhile.
 
 Knows bytes and sockets' ends. Refuses to know routes and what the JSON means.
 """
@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from glm_cluster.api.replies import error_body, sse
-from glm_cluster.errors import GlmError, InvalidRequest, Overloaded
+from glm_cluster.errors import GlmError, Overloaded
 
 MAX_BODY_BYTES = 4 << 20
 
@@ -121,22 +121,3 @@ async def read_body(receive: Receive) -> bytes:
             raise HTTPException(413, f"the body is over {MAX_BODY_BYTES} bytes; send a shorter prompt")
         if not message.get("more_body", False):
             return b"".join(chunks)
-
-
-def decode_json(body: bytes) -> object:
-    """Parse strict JSON: UTF-8, no NaN or Infinity, no name twice in an object."""
-    try:
-        return json.loads(body.decode(), parse_constant=_no_constant, object_pairs_hook=_no_twins)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"the body is not valid JSON: {error}") from error
-
-
-def _no_constant(name: str) -> object:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _no_twins(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        raise ValueError("a name stands twice in one object")
-    return made

@@ -17,7 +17,7 @@ from starlette.routing import Route
 from glm_cluster.api.edge import edge
 from glm_cluster.api.encoding_replies import classification_pieces, embedding_pieces, token_pieces
 from glm_cluster.api.encodings import classify, classify_tokens, embed
-from glm_cluster.api.exchange import Endpoint, Outgoing, decode_json
+from glm_cluster.api.exchange import Endpoint, Outgoing
 from glm_cluster.api.inputs import ClassifyRequest, ClassifyTokensRequest, EmbeddingRequest
 from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest
 from glm_cluster.api.replies import (
@@ -31,6 +31,7 @@ from glm_cluster.api.replies import (
     whole_reply,
 )
 from glm_cluster.api.service import Delta, Prepared, Service, collect
+from glm_cluster.api.strict_json import decode_json
 from glm_cluster.metrics import Meters
 
 _ROUTES = (

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from glm_cluster.api.schema import Body, Count, FirstFault, Schema, TokenIds, at_most, not_empty
+from glm_cluster.api.schema import Body, Count, FewIds, FirstFault, Schema, TokenIds, at_most, not_empty
 
 MAX_ITEMS = 4096
 LOWEST_TEMPERATURE = 1e-5  # logits divided by less overflow fp32
@@ -94,8 +94,10 @@ class _GenerationFields(Body):
     top_k: Count | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    stop_token_ids: TokenIds = Field(default=[], max_length=64)
+    stop_token_ids: FewIds = Field(default=[], max_length=64)
     return_token_ids: bool = False
+    # The name is that of HF's `generate`. 0 switches speculation off; more than the server's setting means the setting.
+    prompt_lookup_num_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
 
     @property
     def output_limit(self) -> int | None:

@@ -217,7 +217,9 @@ def _generation(
         seed=secrets.randbits(63) if request.seed is None else request.seed,
         stop_token_ids=tuple(dict.fromkeys((*info.eos_token_ids, *request.stop_token_ids))),
     )
-    return GenerationRequest(request_id=request_id, prompt=prompt, sampling=sampling)
+    return GenerationRequest(
+        request_id=request_id, prompt=prompt, sampling=sampling, max_drafts=request.prompt_lookup_num_tokens
+    )
 
 
 def _max_tokens(info: ModelInfo, num_prompt: int, asked: int | None, param: str) -> int:

@@ -52,6 +52,9 @@ def _add_throughput(benches: "Commands") -> None:
     parser.add_argument("--max-tokens", type=_count, metavar="T", default=128, help="of each answer (default 128)")
     parser.add_argument("--rounds", type=_count, metavar="N", default=3, help="warm runs after the first (default 3)")
     parser.add_argument("--seed", type=_number, metavar="N", default=0, help="of the prompts (default 0)")
+    parser.add_argument(
+        "--speculative-tokens", type=_number, metavar="N", default=0, help="most tokens guessed in a step (default 0)"
+    )
     parser.add_argument("--floor", action="store_true", help="measure the job's GEMMs alone too, and give the share")
     parser.add_argument("--json", action="store_true", help="one JSON line")
     parser.set_defaults(run=_throughput)
@@ -84,7 +87,7 @@ def _add_serve(benches: "Commands") -> None:
     parser.add_argument("--slo-e2e-ms", type=_positive, metavar="MS", help="a good answer's end")
     parser.add_argument("--prompt-text", action="store_true", help="send text, for servers that take no ids")
     parser.add_argument("--ignore-eos", action="store_true", help="sent to the peer only, which must know it")
-    parser.add_argument("--token-ids", action="store_true", help="ask our server for ids: an event for each token")
+    parser.add_argument("--token-ids", action="store_true", help="ask our server for ids: an event for each step")
     parser.add_argument("--json", action="store_true", help="one JSON line")
     parser.add_argument("--report", type=Path, metavar="FILE", help="x.html, or x.png where matplotlib is installed")
     parser.set_defaults(run=_serve)
@@ -120,15 +123,20 @@ def _throughput(options: argparse.Namespace) -> None:
     from glm_cluster.config import EngineConfig
     from glm_cluster.engine.engine import open_engine
     from glm_cluster.launch import engine_with_room, model_directory
-    from glm_cluster.terminal import progress_bars
+    from glm_cluster.terminal import weights_bar
     from glm_cluster.text.tokenizer import Tokenizer
 
     directory = model_directory(options.model)
-    settings = {"model": str(directory), "dtype": options.dtype, "device": options.device}
+    settings = {
+        "model": str(directory),
+        "dtype": options.dtype,
+        "device": options.device,
+        "speculative_tokens": options.speculative_tokens,
+    }
     config, _ = engine_with_room(EngineConfig.from_mapping(settings))
     tokenizer = Tokenizer.from_directory(directory)
-    with progress_bars() as on_progress:
-        engine = open_engine(config, on_progress=on_progress)
+    with weights_bar() as on_read:
+        engine = open_engine(config, on_read=on_read)
     size = {"count": options.requests, "length": options.prompt_tokens}
     jobs = [
         run_job(engine, draw_ids(tokenizer, **size, seed=options.seed + number), options.max_tokens)

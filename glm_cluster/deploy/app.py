@@ -13,6 +13,7 @@ from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
 from glm_cluster.config import ClusterConfig, DeviceName, ModelConfig
+from glm_cluster.deploy.channel import ReturnAddress
 from glm_cluster.deploy.ingress import GlmIngress
 from glm_cluster.deploy.names import INGRESS, replica_names
 from glm_cluster.deploy.replica import GlmReplica
@@ -31,15 +32,20 @@ def build_app(args: Mapping[str, Any]) -> Application:
     return application(ClusterConfig.from_mapping(args), drain_s=_DRAIN_S, start_attempts=_START_ATTEMPTS)
 
 
-def application(config: ClusterConfig, *, drain_s: float, start_attempts: int) -> Application:
+def application(
+    config: ClusterConfig, *, drain_s: float, start_attempts: int, progress_to: ReturnAddress | None = None
+) -> Application:
     """An ingress over a deployment for each model. On an orderly stop a replica has `drain_s` to finish what it holds.
 
-    Serve gives the application up when a deployment failed to start `start_attempts` times in a row.
+    Serve gives the application up when a deployment failed to start `start_attempts` times in a row. `progress_to`, an
+    address on this host, hears how far the weights are loaded.
     """
     config = resolve_device(config)
     names = replica_names([model.name for model in config.models])
     replicas = [
-        _replica(model, name, drain_s=drain_s, start_attempts=start_attempts)
+        _replica(
+            model, name, progress_to, num_fronts=config.num_ingresses, drain_s=drain_s, start_attempts=start_attempts
+        )
         for model, name in zip(config.models, names, strict=True)
     ]
     ingress = serve.deployment(GlmIngress).options(
@@ -53,7 +59,15 @@ def application(config: ClusterConfig, *, drain_s: float, start_attempts: int) -
     return ingress.bind(config, *replicas)
 
 
-def _replica(model: ModelConfig, name: str, *, drain_s: float, start_attempts: int) -> Application:
+def _replica(
+    model: ModelConfig,
+    name: str,
+    progress_to: ReturnAddress | None,
+    *,
+    num_fronts: int,
+    drain_s: float,
+    start_attempts: int,
+) -> Application:
     deployment = serve.deployment(GlmReplica).options(
         name=name,
         ray_actor_options={"num_cpus": model.cpus_per_rank, "num_gpus": 0},
@@ -61,7 +75,9 @@ def _replica(model: ModelConfig, name: str, *, drain_s: float, start_attempts: i
         placement_group_strategy=model.placement,
         max_ongoing_requests=_NO_LIMIT,
         request_router_config=RequestRouterConfig(
-            request_router_class=GlmRequestRouter, request_routing_stats_period_s=_LOAD_PERIOD_S
+            request_router_class=GlmRequestRouter,
+            request_router_kwargs={"num_fronts": num_fronts},
+            request_routing_stats_period_s=_LOAD_PERIOD_S,
         ),
         health_check_period_s=_HEALTH_PERIOD_S,
         health_check_timeout_s=model.engine.step_deadline_s + _HEALTH_PERIOD_S,
@@ -69,7 +85,7 @@ def _replica(model: ModelConfig, name: str, *, drain_s: float, start_attempts: i
         max_constructor_retry_count=start_attempts,
         **scale(model),
     )
-    return deployment.bind(model)
+    return deployment.bind(model, progress_to)
 
 
 def resolve_device(config: ClusterConfig) -> ClusterConfig:

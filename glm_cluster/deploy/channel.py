@@ -5,7 +5,7 @@ Knows no socket, no event loop and no engine. Never pickle: a message is data, w
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from hmac import compare_digest
 from typing import Any, Literal, Self, TypeAlias
@@ -59,7 +59,7 @@ class Seal:
 
 @dataclass(frozen=True, slots=True)
 class ReturnAddress:
-    """Where a request's tokens go: an ingress's inbox, and the key its messages are sealed with."""
+    """Where messages go, a request's tokens to an ingress's inbox for one, and the key that they are sealed with."""
 
     endpoint: str
     key: bytes = field(repr=False)
@@ -163,16 +163,31 @@ class Report:
 
     def pack(self) -> bytes:
         """As msgpack."""
-        load = self.load
-        held = (load.num_waiting, load.num_running, load.num_free_blocks, load.num_blocks)
-        return _pack([self.steps, held, [_ended_out(e) for e in self.ended], self.batches])
+        return _pack([self.steps, asdict(self.load), [_ended_out(e) for e in self.ended], self.batches])
 
     @classmethod
     def unpack(cls, body: bytes) -> Self:
         """From msgpack."""
-        steps, (waiting, running, free, blocks), ended, batches = _unpack(body)
-        load = ReplicaLoad(num_waiting=waiting, num_running=running, num_free_blocks=free, num_blocks=blocks)
-        return cls(steps, load, tuple(_ended_in(e) for e in ended), tuple(batches))
+        steps, load, ended, batches = _unpack(body)
+        return cls(steps, ReplicaLoad(**load), tuple(_ended_in(e) for e in ended), tuple(batches))
+
+
+@dataclass(frozen=True, slots=True)
+class BytesRead:
+    """A rank, while it loads, to whoever started the cluster: how far it is."""
+
+    source: str
+    done: int
+    total: int
+
+    def pack(self) -> bytes:
+        """As msgpack."""
+        return _pack([self.source, self.done, self.total])
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Self:
+        """From msgpack."""
+        return cls(*_unpack(body))
 
 
 def _request_out(request: Request) -> list[Any]:
@@ -180,7 +195,7 @@ def _request_out(request: Request) -> list[Any]:
     if isinstance(request, EncodeRequest):
         return ["encode", *head, request.pooling]
     sampling = {name: getattr(request.sampling, name) for name in SamplingParams.__slots__}
-    return ["generate", *head, request.output, sampling]
+    return ["generate", *head, request.output, request.max_drafts, sampling]
 
 
 def _request_in(row: Sequence[Any]) -> Request:
@@ -188,13 +203,14 @@ def _request_in(row: Sequence[Any]) -> Request:
     if kind == "encode":
         (pooling,) = rest
         return EncodeRequest(request_id=request_id, attempt=attempt, prompt=tuple(prompt), pooling=pooling)
-    output, sampling = rest
+    output, max_drafts, sampling = rest
     sampling["stop_token_ids"] = tuple(sampling["stop_token_ids"])
     return GenerationRequest(
         request_id=request_id,
         attempt=attempt,
         prompt=tuple(prompt),
         output=tuple(output),
+        max_drafts=max_drafts,
         sampling=SamplingParams(**sampling),
     )
 

@@ -26,6 +26,7 @@ HEARTBEAT_S = 1.0  # an idle loop reports this often
 _REPORT_S = 0.1  # a busy loop reports at most this often, and at once when a request ends
 _QUEUED_MESSAGES = 1000  # to one ingress; about half a minute of steps
 _IDLE_OUTLET_S = 60.0
+_NEVER = float("-inf")
 
 
 class Outlets:
@@ -88,18 +89,21 @@ class EngineLoop:
         self._open: dict[tuple[str, int], _Open] = {}
         self._ended: list[Ended] = []
         self._batches: list[int] = []
-        self._reported_at = float("-inf")
+        self._reported_at = _NEVER
 
     def turn(self) -> None:
-        """Take the orders that wait, run one step, send what it made. Sleeps until a heartbeat is due when idle."""
+        """Take the orders that wait, run one step, send what it made. Sleeps until a heartbeat is due when idle.
+
+        The first turn reports at once: a group is ready when its replica hears so.
+        """
         self._take_orders()
         if self._engine.has_work:
             self._deliver(self._engine.step())
         self._report()
 
     def _take_orders(self) -> None:
-        idle = not (self._engine.has_work or self._ended)
-        if not self._orders.poll(int(HEARTBEAT_S * 1000) if idle else 0):
+        busy = self._engine.has_work or self._ended or self._reported_at == _NEVER
+        if not self._orders.poll(0 if busy else int(HEARTBEAT_S * 1000)):
             return
         adds: list[Submission] = []
         while self._orders.poll(0):

@@ -17,11 +17,19 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from glm_cluster.config import ModelConfig
-from glm_cluster.deploy.channel import Loss, Receipt, Report, Submission
+from glm_cluster.deploy.channel import Loss, Receipt, Report, ReturnAddress, Submission
 from glm_cluster.deploy.courier import Courier
 from glm_cluster.deploy.shards import Seat, Shard
 from glm_cluster.errors import EngineUnavailable, GlmError
-from glm_cluster.metrics import BLOCKS, ENGINE_SUBMISSION_BATCH, FREE_BLOCKS, RUNNING, WAITING, Meters
+from glm_cluster.metrics import (
+    BLOCKS,
+    DRAFT_TOKENS,
+    ENGINE_SUBMISSION_BATCH,
+    FREE_BLOCKS,
+    RUNNING,
+    WAITING,
+    Meters,
+)
 from glm_cluster.records import ReplicaLoad
 
 logger = logging.getLogger(__name__)
@@ -74,8 +82,13 @@ class RankGroup:
         self.load: ReplicaLoad | None = None  # None until rank 0 is ready
 
     @classmethod
-    async def start(cls, config: ModelConfig, bundles: Bundles, epoch: str, meters: Meters) -> Self:
-        """Make the actors, load the model and wait until rank 0 listens, or raise having left nothing."""
+    async def start(
+        cls, config: ModelConfig, bundles: Bundles, epoch: str, meters: Meters, progress_to: ReturnAddress | None = None
+    ) -> Self:
+        """Make the actors, load the model and wait until rank 0 listens, or raise having left nothing.
+
+        Each rank tells `progress_to` how far it is.
+        """
         courier = Courier(_LOCAL)
         ranks = [
             ray.remote(Shard)
@@ -84,7 +97,7 @@ class RankGroup:
                 num_gpus=1 if config.engine.device == "cuda" else 0,
                 scheduling_strategy=bundles.strategy(rank),
             )
-            .remote(_seat(config, bundles, epoch, rank, courier))
+            .remote(_seat(config, bundles, epoch, rank, courier, progress_to=progress_to))
             for rank in range(config.engine.tp)
         ]
         group = cls(ranks, [], courier, meters)
@@ -143,16 +156,32 @@ class RankGroup:
         self._heard_at = time.monotonic()
         self._heard.set()
         self.steps = report.steps
-        self.load = load = report.load
+        before, self.load = self.load, report.load
+        report_load(self._meters, before, report.load)
         for batch in report.batches:
             self._meters.observe(ENGINE_SUBMISSION_BATCH, batch)
-        self._meters.gauge(WAITING, load.num_waiting)
-        self._meters.gauge(RUNNING, load.num_running)
-        self._meters.gauge(FREE_BLOCKS, load.num_free_blocks)
-        self._meters.gauge(BLOCKS, load.num_blocks)
 
 
-def _seat(config: ModelConfig, bundles: Bundles, epoch: str, rank: int, courier: Courier) -> Seat:
+def report_load(meters: Meters, before: ReplicaLoad | None, load: ReplicaLoad) -> None:
+    """Show what an engine holds, and count what it drafted since the load `before`, or since it was made."""
+    meters.gauge(WAITING, load.num_waiting)
+    meters.gauge(RUNNING, load.num_running)
+    meters.gauge(FREE_BLOCKS, load.num_free_blocks)
+    meters.gauge(BLOCKS, load.num_blocks)
+    drafted, accepted = (0, 0) if before is None else (before.num_drafted, before.num_accepted)
+    meters.count(DRAFT_TOKENS, load.num_drafted - drafted, {"kind": "drafted"})
+    meters.count(DRAFT_TOKENS, load.num_accepted - accepted, {"kind": "accepted"})
+
+
+def _seat(
+    config: ModelConfig,
+    bundles: Bundles,
+    epoch: str,
+    rank: int,
+    courier: Courier,
+    *,
+    progress_to: ReturnAddress | None,
+) -> Seat:
     beside = math.ceil(config.max_replicas / bundles.num_nodes)  # groups that may share a host
     return Seat(
         engine=config.engine,
@@ -162,6 +191,7 @@ def _seat(config: ModelConfig, bundles: Bundles, epoch: str, rank: int, courier:
         key=courier.seal.key,
         orders=courier.orders_endpoint,
         reports=courier.reports_endpoint,
+        progress_to=progress_to,
     )
 
 

@@ -22,6 +22,7 @@ from types import FrameType
 from glm_cluster.config import ClusterConfig, ModelConfig
 from glm_cluster.deploy.failure import error_within
 from glm_cluster.deploy.files import SERVICERS
+from glm_cluster.deploy.read_progress import ReadListener
 from glm_cluster.errors import ConfigError, EngineUnavailable
 
 _APP = "glm"
@@ -31,6 +32,7 @@ OBJECT_STORE_BYTES = 128 << 20  # we put nothing there; Ray would take a third o
 _FIRST_ANSWER_S = 60.0
 _STREAMS_PER_CONNECTION = "1000"
 _DRAIN_S = 1.0
+_LOOK_S = 0.1
 _SAID_OF_EVERY_STOP = r"ServeController\.(graceful_shutdown failed|\w+ failed.*killed by `ray\.kill`)"  # by the raylet
 _INGRESS_PORTS = 64  # of each kind; one a front on this host
 _RANGES = range(15000, 30000)
@@ -53,9 +55,14 @@ def serve(
     port: int,
     grpc_port: int,
     on_stage: Callable[[str], None],
+    on_read: Callable[[int, int], None],
     on_ready: Callable[[Endpoints], None],
 ) -> None:
-    """Serve until a signal asks to stop, then stop everything this started. Call from the main thread."""
+    """Serve until a signal asks to stop, then stop everything this started. Call from the main thread.
+
+    `on_stage` is told what is being done; `on_read`, while models load, the bytes of weights that all ranks together
+    have read and those that they will.
+    """
     set_ray_flags()
     check_host(host)
     reachable = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
@@ -69,7 +76,7 @@ def serve(
                 _interrupt_on_signals()  # Ray has put its own handler for SIGTERM in front
                 start_serve(host, port, grpc_port)
                 on_stage(f"Loading {', '.join(names)}")
-                run_app(config)
+                run_app(config, on_read)
                 on_stage("Waiting for the first answer")
                 wait_until_ready(endpoints.http_url)
                 on_ready(endpoints)
@@ -179,17 +186,23 @@ def start_serve(host: str, port: int, grpc_port: int) -> None:
     )
 
 
-def run_app(config: ClusterConfig) -> None:
+def run_app(config: ClusterConfig, on_read: Callable[[int, int], None]) -> None:
     """Deploy and wait until every replica has made its first step."""
     from ray import serve as ray_serve
+    from ray.serve.schema import ApplicationStatus
 
     from glm_cluster.deploy.app import application
 
-    try:
-        ray_serve.run(application(config, drain_s=_DRAIN_S, start_attempts=1), name=_APP, route_prefix="/")
-    except RuntimeError as error:
-        deployments = ray_serve.status().applications[_APP].deployments.values()
-        raise error_within("\n".join([str(error), *(deployment.message for deployment in deployments)])) from error
+    num_ranks = sum(model.min_replicas * model.engine.tp for model in config.models)
+    with ReadListener.open(num_ranks, on_read) as listener:
+        app = application(config, drain_s=_DRAIN_S, start_attempts=1, progress_to=listener.address)
+        ray_serve.run_many([ray_serve.RunTarget(app, name=_APP)], wait_for_applications_running=False)
+        while (found := ray_serve.status().applications[_APP]).status != ApplicationStatus.RUNNING:
+            if found.status == ApplicationStatus.DEPLOY_FAILED:
+                reasons = [found.message, *(deployment.message for deployment in found.deployments.values())]
+                raise error_within("\n".join(reasons))
+            listener.wait(_LOOK_S)
+        listener.wait(0)
 
 
 def wait_until_ready(http_url: str) -> None:
@@ -201,7 +214,7 @@ def wait_until_ready(http_url: str) -> None:
             with direct.open(f"{http_url}/health", timeout=10):
                 return
         except (OSError, urllib.error.URLError):
-            time.sleep(0.1)
+            time.sleep(_LOOK_S)
     raise EngineUnavailable(f"{http_url}/health did not turn green in {_FIRST_ANSWER_S:g} s; see Ray's logs")
 
 

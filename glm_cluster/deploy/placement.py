@@ -1,125 +1,123 @@
 """Which replica a request should go to: where its prefix was computed before, unless that one is busier by too much.
 
-Knows prompts and replica names. Knows no Ray, asks nobody, and costs tens of microseconds.
+Knows prompts and replica names. Knows no Ray and asks nobody. A choice costs tens of microseconds, most of them for the
+prompt's hashes, however many replicas there are: those that know the prompt are held against a few others.
 """
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from random import Random
+from typing import NamedTuple
 
-_PREFIX_BLOCK = 64  # tokens hashed together
-_MAX_BLOCKS = 32  # of a prompt; what follows does not change the choice
-_MAX_HASHES = 65536  # remembered
-_HOLDERS = 4  # replicas remembered for a prefix
-_REQUEST_COST = 128  # one more request on a replica weighs as much as this many tokens to compute
+from glm_cluster.deploy.loads import Loads
+from glm_cluster.deploy.prefixes import BLOCK, Prefixes, prefix_hashes
+
+_SAMPLE = (
+    4  # replicas looked at beside those that know the prompt; of two fronts that took the least loaded, both would
+)
+_PREFIX_WEIGHT = 2.0  # a token that need not be computed also takes no second place in a cache
 _UNROUTED_S = 5.0  # a choice that never became a call stops counting after this
 
 
-def prefix_hashes(prompt: tuple[int, ...]) -> list[int]:
-    """A hash for every whole block of the prompt, each covering everything before it."""
-    hashes = []
-    chained = 0
-    for start in range(0, min(len(prompt) // _PREFIX_BLOCK, _MAX_BLOCKS) * _PREFIX_BLOCK, _PREFIX_BLOCK):
-        chained = hash((chained, prompt[start : start + _PREFIX_BLOCK]))
-        hashes.append(chained)
-    return hashes
+class _Offer(NamedTuple):
+    """What was ranked and not yet accepted by a replica."""
 
-
-class Prefixes:
-    """Which replicas were sent which prefixes, least recently used forgotten first."""
-
-    def __init__(self, capacity: int = _MAX_HASHES) -> None:
-        self._capacity = capacity
-        self._holders: OrderedDict[int, tuple[str, ...]] = OrderedDict()
-
-    def matched(self, hashes: Sequence[int]) -> Mapping[str, int]:
-        """Tokens of the prompt that each replica has seen."""
-        matched: dict[str, int] = {}
-        for index, block in enumerate(hashes):
-            holders = self._holders.get(block)
-            if holders is None:
-                break
-            for replica in holders:
-                if matched.get(replica, 0) == index * _PREFIX_BLOCK:
-                    matched[replica] = (index + 1) * _PREFIX_BLOCK
-        return matched
-
-    def note(self, hashes: Sequence[int], replica: str) -> None:
-        """Remember that `replica` gets this prompt."""
-        for block in hashes:
-            holders = self._holders.setdefault(block, (replica,))
-            self._holders.move_to_end(block)
-            if holders[0] != replica:
-                self._holders[block] = (replica, *(r for r in holders if r != replica))[:_HOLDERS]
-        while len(self._holders) > self._capacity:
-            self._holders.popitem(last=False)
-
-    def __len__(self) -> int:
-        return len(self._holders)
+    at: float
+    hashes: Sequence[int]
+    num_tokens: int
 
 
 class Placement:
-    """Ranks replicas for a request, and keeps count of what it sent where."""
+    """Ranks replicas for a request, and keeps count of what it sent where.
 
-    def __init__(self, prefixes: Prefixes | None = None) -> None:
-        self._prefixes = prefixes or Prefixes()
+    With `num_fronts` a prompt that is new here may be known to the others. All of them send what is new to one home, so
+    a conversation that comes back through another front finds its replica, if that is not too busy.
+    """
+
+    def __init__(
+        self, *, num_fronts: int = 1, random: Random | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._elsewhere = 1.0 - 1.0 / num_fronts  # how likely another front knows what is new here
+        self._clock = clock
+        self._prefixes = Prefixes()
+        self._loads = Loads(random or Random(), clock)
         self._calls: dict[str, str] = {}  # call -> replica
-        self._unrouted: OrderedDict[str, float] = OrderedDict()  # calls chosen for, not yet accepted
-        self._in_flight: dict[str, int] = {}
+        self._offers: OrderedDict[str, _Offer] = OrderedDict()  # call -> what was offered for it
 
-    def rank(
-        self, call: str, prompt: tuple[int, ...], loads: Mapping[str, int], avoid: Sequence[str] = ()
-    ) -> list[str]:
-        """The replicas of `loads` (what each one says it holds), best first; the best is counted as chosen.
+    def report(self, replica: str, held: int, waiting: int = 0) -> None:
+        """Note what a replica says it holds, and how much of that has not begun. It is in service from now on."""
+        self._loads.report(replica, held, waiting)
 
-        A replica's load is the larger of what it says, which is a little old, and what was sent from here.
-        """
-        self._expire()
+    def correct(self, replica: str, held: int) -> None:
+        """Note what a replica held when it took a call; of one that is not in service nothing is noted."""
+        self._loads.correct(replica, held)
+
+    def withdraw(self, replica: str) -> None:
+        """Send nothing to a replica until it reports again."""
+        self._loads.withdraw(replica)
+
+    def rank(self, call: str, prompt: tuple[int, ...], avoid: Collection[str] = ()) -> list[str]:
+        """A few replicas in service, best first, those to `avoid` last; the best is counted as chosen."""
+        now = self._clock()
+        self._expire(now)
         self.done(call)
         hashes = prefix_hashes(prompt)
-        matched = self._prefixes.matched(hashes)
-
-        def cost(replica: str) -> tuple[bool, int]:
-            load = max(loads[replica], self._in_flight.get(replica, 0))
-            return replica in avoid, load * _REQUEST_COST - matched.get(replica, 0)
-
-        ranked = sorted(loads, key=cost)
+        num_known = self._prefixes.known(hashes)
+        matched = self._prefixes.matched(hashes, num_known)
+        ranked = self._cheapest(self._saved(matched, hashes, num_known, len(avoid)), avoid, now)
+        self._offers[call] = _Offer(now, hashes, len(prompt))
         if ranked:
-            self._prefixes.note(hashes, ranked[0])
-            self._choose(call, ranked[0])
-            self._unrouted[call] = time.monotonic()
+            self._send(call, ranked[0], hashes, len(prompt) - matched.get(ranked[0], 0))
         return ranked
 
     def routed(self, call: str, replica: str) -> None:
         """Note that `replica`, which need not be the best, took the call."""
-        if self._unrouted.pop(call, None) is not None and self._calls.get(call) != replica:
+        if (offer := self._offers.pop(call, None)) is not None and self._calls.get(call) != replica:
             self.done(call)
-            self._choose(call, replica)
+            self._send(call, replica, offer.hashes, offer.num_tokens)
 
     def done(self, call: str) -> None:
         """Forget a call that ended."""
-        self._unrouted.pop(call, None)
-        if (replica := self._calls.pop(call, None)) is None:
-            return
-        self._in_flight[replica] -= 1
-        if not self._in_flight[replica]:
-            del self._in_flight[replica]
+        self._offers.pop(call, None)
+        if (replica := self._calls.pop(call, None)) is not None:
+            self._loads.end(replica)
 
     def in_flight(self, replica: str) -> int:
         """Calls now counted at `replica`."""
-        return self._in_flight.get(replica, 0)
+        return self._loads.in_flight(replica)
 
-    def _choose(self, call: str, replica: str) -> None:
+    def _saved(
+        self, matched: Mapping[str, int], hashes: Sequence[int], num_known: int, num_avoided: int
+    ) -> Mapping[str, float]:
+        """The replicas to choose from, and how many tokens each is expected to have computed before."""
+        saved: dict[str, float] = dict(matched)
+        if num_known < len(hashes) and (home := self._loads.home(hashes[num_known])) and self._elsewhere:
+            expected = (num_known + (len(hashes) - num_known) * self._elsewhere) * BLOCK
+            saved[home] = max(saved.get(home, 0.0), expected)
+        for replica in self._loads.some(_SAMPLE + num_avoided):
+            saved.setdefault(replica, 0.0)
+        return saved
+
+    def _cheapest(self, saved: Mapping[str, float], avoid: Collection[str], now: float) -> list[str]:
+        costs = [
+            (replica in avoid, load - tokens * _PREFIX_WEIGHT, index, replica)
+            for index, (replica, tokens) in enumerate(saved.items())
+            if (load := self._loads.tokens(replica, now)) is not None
+        ]
+        return [replica for _, _, _, replica in sorted(costs)]
+
+    def _send(self, call: str, replica: str, hashes: Sequence[int], num_tokens: int) -> None:
         self._calls[call] = replica
-        self._in_flight[replica] = self._in_flight.get(replica, 0) + 1
+        self._loads.send(replica, num_tokens)
+        self._prefixes.note(hashes, replica)
 
-    def _expire(self) -> None:
-        for call in list(self._stale()):
+    def _expire(self, now: float) -> None:
+        for call in list(self._stale(now - _UNROUTED_S)):
             self.done(call)
 
-    def _stale(self) -> Iterator[str]:
-        oldest_allowed = time.monotonic() - _UNROUTED_S
-        for call, chosen_at in self._unrouted.items():
-            if chosen_at >= oldest_allowed:
+    def _stale(self, oldest_allowed: float) -> Iterator[str]:
+        for call, offer in self._offers.items():
+            if offer.at >= oldest_allowed:
                 return
             yield call

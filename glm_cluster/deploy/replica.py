@@ -15,7 +15,7 @@ import ray
 from ray import serve
 
 from glm_cluster.config import ModelConfig
-from glm_cluster.deploy.channel import Loss, Receipt, Request, Submission
+from glm_cluster.deploy.channel import Loss, Receipt, Request, ReturnAddress, Submission
 from glm_cluster.deploy.group import Bundles, RankGroup
 from glm_cluster.deploy.meters import RayMeters
 from glm_cluster.errors import EngineUnavailable, GlmError
@@ -25,14 +25,18 @@ logger = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 10.0  # between attempts to make a group
 _RESTART_S = 900.0  # a group that is not back by then is for Serve to replace, with its replica
+_LOOK_S = 0.02  # at the steps that other requests cause
 _ONE_TOKEN = SamplingParams(max_tokens=1, temperature=0.0)
 
 
 class GlmReplica:
     """One replica: one group at a time, epoch after epoch."""
 
-    async def __init__(self, config: ModelConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, config: ModelConfig, progress_to: ReturnAddress | None = None
+    ) -> None:
         self._config = config
+        self._progress_to = progress_to
         self._name = serve.get_replica_context().replica_id.unique_id
         self._meters = RayMeters()
         self._probes = count()
@@ -83,7 +87,7 @@ class GlmReplica:
 
     async def _new_group(self) -> RankGroup:
         bundles = await Bundles.find(ray.util.get_current_placement_group())
-        group = await RankGroup.start(self._config, bundles, uuid4().hex[:8], self._meters)
+        group = await RankGroup.start(self._config, bundles, uuid4().hex[:8], self._meters, self._progress_to)
         self._proven_steps = 0
         try:
             await self._step(group)
@@ -124,7 +128,7 @@ class GlmReplica:
         deadline = asyncio.get_running_loop().time() + self._config.engine.step_deadline_s
         try:
             while not probe.done() and group.steps <= seen:
-                await asyncio.wait([probe], timeout=0.05)
+                await asyncio.wait([probe], timeout=_LOOK_S)
                 if asyncio.get_running_loop().time() > deadline:
                     raise EngineUnavailable(f"no step in {self._config.engine.step_deadline_s:g} s")
             if probe.done() and isinstance(loss := probe.result(), Loss):

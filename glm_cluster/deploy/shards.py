@@ -11,7 +11,8 @@ import ray
 import zmq
 
 from glm_cluster.config import EngineConfig
-from glm_cluster.deploy.channel import Seal
+from glm_cluster.deploy.channel import ReturnAddress, Seal
+from glm_cluster.deploy.read_progress import ReadReporter
 from glm_cluster.model.threads import prepare_threads, share_cores
 
 if TYPE_CHECKING:  # torch
@@ -31,6 +32,7 @@ class Seat:
     key: bytes = field(repr=False)  # of the group's seal
     orders: str  # the replica's endpoints, for rank 0
     reports: str
+    progress_to: ReturnAddress | None  # who hears how far this rank is while it loads
 
 
 class Shard:
@@ -38,6 +40,8 @@ class Shard:
 
     def __init__(self, seat: Seat) -> None:
         prepare_threads()
+        import glm_cluster.engine.runner  # noqa: F401  every rank imports torch at once, not one after rank 0's store
+
         self._seat = seat
         self._host = ray.util.get_node_ip_address()
         self._seal = Seal(seat.key)
@@ -63,7 +67,10 @@ class Shard:
         store = self._store or connect_store(*store_address)
         ranks = Ranks.join(rank=seat.rank, size=seat.engine.tp, store=store, device=device, host=self._host)
         unused = unused_token_ids(seat.engine) if seat.rank == 0 else ()  # where tokens are sampled
-        runner = ModelRunner.load(seat.engine, ranks, host_ranks=seat.host_ranks, unused_token_ids=unused)
+        with ReadReporter(self._context, seat.progress_to, f"{seat.epoch}/{seat.rank}") as on_read:
+            runner = ModelRunner.load(
+                seat.engine, ranks, on_read=on_read, host_ranks=seat.host_ranks, unused_token_ids=unused
+            )
         if seat.rank == 0:
             self._lead(runner, store)
         else:

@@ -22,7 +22,8 @@ class Batch:
     positions_P: Tensor  # padded further: torch's cosine has other bits where less than a register is left
     ragged: Ragged
     rows_R: Tensor  # which rows to sample or to pool; padded with row 0
-    sampled: tuple[str, ...]  # keys of the slices to sample, a row of rows_R each
+    sampled: tuple[str, ...]  # of each row to sample the key of its slice, whose rows follow one another
+    guesses: tuple[int | None, ...]  # what is to come out of each row if the next one is to count; None in the last
     sampling: tuple[SamplingParams, ...]
     sample_positions: tuple[int, ...]  # position of the token about to be sampled
     pooled: tuple[tuple[str, Pooling, int], ...]  # slices to pool, and how many of the rows that follow are theirs
@@ -41,9 +42,9 @@ class Batch:
             positions += span
             slots += (part.blocks[p // block_tokens] * block_tokens + p % block_tokens for p in span)
         padding = [0] * (-len(ids) % row_multiple)
-        sampled = [(s, s.sampling) for s in plan.slices if s.sampling is not None]
+        sampled = [(s, s.sampling, s.num_drafts + 1) for s in plan.slices if s.sampling is not None]
         pooled = [(s, s.pooling, _num_rows(s)) for s in plan.slices if s.pooling is not None]
-        counts = [(s, 1) for s, _ in sampled] + [(s, count) for s, _, count in pooled]
+        counts = [(s, count) for s, _, count in (*sampled, *pooled)]
         rows = [first_row[s.key] + i for s, count in counts for i in range(len(s.tokens) - count, len(s.tokens))]
         rows += [0] * (-len(rows) % row_multiple)
         return cls(
@@ -57,9 +58,10 @@ class Batch:
                 tables=tuple(s.blocks for s in plan.slices),
             ),
             rows_R=torch.tensor(rows, dtype=torch.int64, device=device),
-            sampled=tuple(s.key for s, _ in sampled),
-            sampling=tuple(sampling for _, sampling in sampled),
-            sample_positions=tuple(s.start + len(s.tokens) for s, _ in sampled),
+            sampled=tuple(s.key for s, _, count in sampled for _ in range(count)),
+            guesses=tuple(guess for s, _, _ in sampled for guess in (*s.drafts, None)),
+            sampling=tuple(sampling for _, sampling, count in sampled for _ in range(count)),
+            sample_positions=tuple(s.start + s.num_known + i for s, _, count in sampled for i in range(count)),
             pooled=tuple((s.key, pooling, count) for s, pooling, count in pooled),
         )
 

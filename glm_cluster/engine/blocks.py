@@ -24,8 +24,8 @@ class BlockPool:
     """Blocks 1..num_blocks-1 (block 0 is the model's scratch block).
 
     Invariant: a block is free exactly when its reference count is 0; free blocks stand in `_free` from least to most
-    recently used; `_by_hash` and `_hash_of` are inverse. A free block keeps its hash, so its content can be shared
-    again until it is handed out.
+    recently used, before them those without a hash; `_by_hash` and `_hash_of` are inverse. A free block keeps its hash,
+    so its content can be shared again until it is handed out.
     """
 
     def __init__(self, num_blocks: int) -> None:
@@ -74,9 +74,13 @@ class BlockPool:
             self._refs[block] -= 1
             if self._refs[block] == 0:
                 self._free[block] = None
+                if block not in self._hash_of:  # nothing to find here again; guesses that were wrong leave such
+                    self._free.move_to_end(block, last=False)
 
     def check(self) -> None:
         """Assert the invariant above."""
         assert all(refs >= 0 for refs in self._refs)
         assert sorted(self._free) == [b for b, refs in enumerate(self._refs) if refs == 0 and b != 0]
         assert {block: name for name, block in self._by_hash.items()} == self._hash_of
+        named = [block in self._hash_of for block in self._free]
+        assert named == sorted(named)

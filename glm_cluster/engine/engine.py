@@ -10,7 +10,8 @@ from glm_cluster.engine.runner import ModelRunner
 from glm_cluster.engine.scheduler import Scheduler
 from glm_cluster.engine.sequence import Request
 from glm_cluster.errors import InvalidRequest
-from glm_cluster.model.checkpoints.checkpoint import Progress
+from glm_cluster.model.attention import ROW_MULTIPLE
+from glm_cluster.model.checkpoints.checkpoint import ReadProgress
 from glm_cluster.model.ranks import Ranks, resolve_device
 from glm_cluster.records import EncodeRequest, ReplicaLoad, Task, TokenEvent
 
@@ -34,6 +35,8 @@ class Engine:
             max_waiting=config.max_waiting,
             step_tokens=config.step_tokens,
             max_model_len=limits.max_model_len,
+            speculative_tokens=config.speculative_tokens,
+            row_multiple=ROW_MULTIPLE,
         )
         return cls(scheduler, executor, config.task)
 
@@ -78,10 +81,10 @@ class Engine:
 def open_engine(
     config: EngineConfig,
     *,
-    on_progress: Progress | None = None,
+    on_read: ReadProgress | None = None,
     unused_token_ids: tuple[tuple[int, int], ...] = (),
 ) -> Engine:
     """An engine of one rank in this process. Ids in the half-open ranges of `unused_token_ids` are never sampled."""
     ranks = Ranks.single(resolve_device(config.device))
-    runner = ModelRunner.load(config, ranks, on_progress=on_progress, unused_token_ids=unused_token_ids)
+    runner = ModelRunner.load(config, ranks, on_read=on_read, unused_token_ids=unused_token_ids)
     return Engine.assemble(config, runner.limits, LocalExecutor(runner))

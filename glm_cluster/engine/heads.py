@@ -39,7 +39,7 @@ def head_of(model: ServedModel, unused_token_ids: IdRanges) -> Head:
 
 
 class TokenHead:
-    """One sampled token a row, never one of `unused`: ids that the model has a row for and the tokenizer no token."""
+    """Sampled tokens, never one of `unused`: ids that the model has a row for and the tokenizer no token."""
 
     def __init__(self, model: GlmForCausalLM, unused: IdRanges) -> None:
         self._model = model
@@ -53,8 +53,27 @@ class TokenHead:
             return StepOutput()
         for start, stop in self._unused:
             logits_RV[:, start:stop] = float("-inf")
-        tokens = sample(logits_RV[: len(batch.sampled)], batch.sampling, batch.sample_positions)
-        return StepOutput(dict(zip(batch.sampled, tokens, strict=True)))
+        return StepOutput(_sample(logits_RV[: len(batch.sampled)], batch))
+
+
+def _sample(logits_RV: Tensor, batch: Batch) -> dict[str, tuple[int, ...]]:
+    """The tokens of each slice: as many as were guessed right, and one more.
+
+    A row is drawn from once every guess before it has come true, so that its past is the sequence's own, and nothing is
+    spent on others: a draw sorts the vocabulary.
+    """
+    tokens: dict[str, tuple[int, ...]] = dict.fromkeys(batch.sampled, ())
+    rows = [row for row in range(len(batch.sampled)) if row == 0 or batch.guesses[row - 1] is None]
+    while rows:
+        drawn = sample(
+            logits_RV if len(rows) == len(logits_RV) else logits_RV[rows],
+            [batch.sampling[row] for row in rows],
+            [batch.sample_positions[row] for row in rows],
+        )
+        for row, token in zip(rows, drawn, strict=True):
+            tokens[batch.sampled[row]] += (token,)
+        rows = [row + 1 for row, token in zip(rows, drawn, strict=True) if token == batch.guesses[row]]
+    return tokens
 
 
 class RowHead:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from glm_cluster.config import EngineConfig
+from glm_cluster.engine.scheduler import DRAFT_ROWS
 from glm_cluster.errors import ConfigError
 from glm_cluster.model.attention import GATHER_BYTES, ROW_MULTIPLE, SCORE_BYTES, KvCache
 from glm_cluster.model.config import GlmConfig
@@ -102,7 +103,8 @@ def activation_bytes(config: EngineConfig, model: GlmConfig, shard: Sharding) ->
     """A bound on what one step takes beside weights and cache: the widest tensors that live at the same time."""
     widest = 4 * model.hidden_size + 3 * model.intermediate_size
     if config.task == "generate":
-        answering = config.max_running * model.vocab_size * 48  # logits, sorted copy, order, two fp64 sums, masks
+        rows = max(config.max_running, DRAFT_ROWS if config.speculative_tokens else 0)
+        answering = rows * model.vocab_size * 48  # logits, sorted copy, order, two fp64 sums, masks
     else:
         answering = config.step_tokens * model.hidden_size * 48  # rows, a copy in fp32, what a mean cuts them into
     # Attention unpacks one sequence in fp32, and computes the fewest rows it can, however long the context is.

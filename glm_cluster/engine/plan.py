@@ -10,7 +10,11 @@ from glm_cluster.records import Encoded, Pooling, SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """One sequence's share of a step: run `tokens` at positions start, start + 1, ..., then maybe sample or pool."""
+    """One sequence's share of a step: run `tokens` at positions start, start + 1, ..., then maybe sample or pool.
+
+    The last `num_drafts` tokens are guesses. A token is sampled after the last known one, and after each guess as long
+    as all before are what was sampled.
+    """
 
     key: str  # request id and attempt
     tokens: tuple[int, ...]
@@ -18,6 +22,17 @@ class Slice:
     blocks: tuple[int, ...]
     sampling: SamplingParams | None  # None while known tokens are left to compute
     pooling: Pooling | None = None  # of an encode request, where rows of this slice are wanted
+    num_drafts: int = 0
+
+    @property
+    def num_known(self) -> int:
+        """Tokens that are no guesses."""
+        return len(self.tokens) - self.num_drafts
+
+    @property
+    def drafts(self) -> tuple[int, ...]:
+        """The guesses."""
+        return self.tokens[self.num_known :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +44,15 @@ class StepPlan:
     def pack(self) -> bytes:
         """Encode for the wire between ranks."""
         rows = [
-            (s.key, s.tokens, s.start, s.blocks, None if s.sampling is None else astuple(s.sampling), s.pooling)
+            (
+                s.key,
+                s.tokens,
+                s.start,
+                s.blocks,
+                None if s.sampling is None else astuple(s.sampling),
+                s.pooling,
+                s.num_drafts,
+            )
             for s in self.slices
         ]
         return bytes(msgpack.packb(rows))
@@ -38,7 +61,7 @@ class StepPlan:
     def unpack(cls, data: bytes) -> Self:
         """Decode what `pack` made."""
         rows = msgpack.unpackb(data, use_list=False)
-        return cls(tuple(Slice(k, t, start, b, _sampling(s), p) for k, t, start, b, s, p in rows))
+        return cls(tuple(Slice(k, t, start, b, _sampling(s), p, n) for k, t, start, b, s, p, n in rows))
 
 
 class Pooled(Protocol):
@@ -55,9 +78,9 @@ class Pooled(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """The sampled token, or the pooled rows, of every slice that wanted some, by key. Empty on ranks above 0."""
+    """The sampled tokens, or the pooled rows, of every slice that wanted some, by key. Empty on ranks above 0."""
 
-    tokens: dict[str, int] = field(default_factory=dict)
+    tokens: dict[str, tuple[int, ...]] = field(default_factory=dict)  # right guesses, and the one sampled after them
     rows: dict[str, Pooled] = field(default_factory=dict)
 
 

@@ -12,9 +12,8 @@ from glm_cluster.engine.heads import Head, IdRanges, ServedModel, head_of
 from glm_cluster.engine.memory import KvLimits
 from glm_cluster.engine.plan import StepOutput, StepPlan
 from glm_cluster.model.attention import KvCache
-from glm_cluster.model.backend import Backend, choose_backend
-from glm_cluster.model.checkpoints.checkpoint import Progress
-from glm_cluster.model.loading import load_model
+from glm_cluster.model.backend import Backend, load_with_backend
+from glm_cluster.model.checkpoints.checkpoint import ReadProgress
 from glm_cluster.model.ranks import Ranks
 from glm_cluster.model.sharding import Sharding
 
@@ -36,7 +35,7 @@ class ModelRunner:
         config: EngineConfig,
         ranks: Ranks,
         *,
-        on_progress: Progress | None = None,
+        on_read: ReadProgress | None = None,
         host_ranks: int = 1,
         unused_token_ids: IdRanges = (),
     ) -> Self:
@@ -45,14 +44,18 @@ class ModelRunner:
         The group agrees on the smallest number of blocks any rank can hold. Ids in `unused_token_ids` are never
         sampled.
         """
-        directory = Path(config.model)
-        model: ServedModel = load_model(
-            directory, ranks=ranks, dtype=config.dtype, on_progress=on_progress, task=config.task
+        model: ServedModel
+        model, backend = load_with_backend(
+            Path(config.model),
+            ranks=ranks,
+            dtype=config.dtype,
+            quantization=config.quantization,
+            task=config.task,
+            on_read=on_read,
         )
         max_model_len = memory.max_model_len(config, model.config)
         model.decoder.rotary.fix_length(max_model_len)  # one length for all: neighbours must not change it
         shard = Sharding(model.config, ranks.rank, ranks.size)
-        backend = choose_backend(model, config.quantization)
         blocks = memory.plan_blocks(
             config, model=model.config, shard=shard, dtype=model.dtype, device=ranks.device, host_ranks=host_ranks
         )

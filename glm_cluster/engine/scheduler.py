@@ -3,16 +3,22 @@
 There is no prefill phase and no decode phase: every sequence has tokens known and tokens computed, and a step closes
 the gap under a token budget. Oldest first; when blocks run out, the youngest running sequence gives its blocks back
 and is computed again later. An encode request is a sequence that ends when its prompt is computed.
+
+A step with few rows takes guesses along: they cost little there, and each right one saves a step. What is sampled
+decides, so that tokens are those of a run without.
 """
 
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 
 from glm_cluster.engine.blocks import BlockPool, OutOfBlocks
 from glm_cluster.engine.plan import Slice, StepOutput, StepPlan
 from glm_cluster.engine.sequence import Request, Sequence
 from glm_cluster.errors import InvalidRequest, Overloaded
 from glm_cluster.records import FinishReason, GenerationRequest, ReplicaLoad, TokenEvent
+
+DRAFT_ROWS = 16  # a step with no more tokens than this waits for weights; beyond, each one more takes its time
 
 
 class Scheduler:
@@ -31,6 +37,8 @@ class Scheduler:
         max_waiting: int,
         step_tokens: int,
         max_model_len: int,
+        speculative_tokens: int = 0,
+        row_multiple: int = 1,
     ) -> None:
         assert pool.num_blocks * block_tokens >= max_model_len, "one sequence alone must always fit"
         self._pool = pool
@@ -39,6 +47,10 @@ class Scheduler:
         self._step_tokens = step_tokens
         self._max_waiting = max_waiting
         self._max_len = max_model_len
+        self._speculative_tokens = speculative_tokens
+        self._row_multiple = row_multiple  # a batch is padded to
+        self._num_drafted = 0
+        self._num_accepted = 0
         self._waiting: deque[Sequence] = deque()
         self._running: dict[str, Sequence] = {}
         self._events: list[TokenEvent] = []
@@ -57,7 +69,12 @@ class Scheduler:
             raise Overloaded(f"{len(self._waiting)} requests are waiting here, the most this engine queues; try later")
         if not request.prompt:
             raise InvalidRequest("the prompt is empty; send at least one token", param="prompt")
-        sequence = Sequence(request, block_tokens=self._block_tokens, max_tokens=self._max_tokens(request))
+        sequence = Sequence(
+            request,
+            block_tokens=self._block_tokens,
+            max_tokens=self._max_tokens(request),
+            max_drafts=self._max_drafts(request),
+        )
         if (finish := _finish_reason(sequence)) is not None:
             self._events.append(_event(sequence, (), finish))
         else:
@@ -73,6 +90,13 @@ class Scheduler:
                 f"the prompt has {len(request.prompt)} tokens; {bound} may have {self._max_len}", param="prompt"
             )
         return min(request.sampling.max_tokens, room) if isinstance(request, GenerationRequest) else 0
+
+    def _max_drafts(self, request: Request) -> int:
+        """The most guesses a step: what was asked for, at most the engine's setting."""
+        if not isinstance(request, GenerationRequest):
+            return 0
+        asked = request.max_drafts
+        return self._speculative_tokens if asked is None else min(asked, self._speculative_tokens)
 
     def cancel(self, request_id: str, attempt: int) -> None:
         """Forget a request; its blocks are free at once. Unknown ids are ignored: it may just have finished."""
@@ -98,6 +122,7 @@ class Scheduler:
             if not budget or not (taken := self._admit(sequence, budget, slices)):
                 break
             budget -= taken
+        self._add_drafts(slices, budget)
         return StepPlan(tuple(slices)) if slices else None
 
     def commit(self, plan: StepPlan, output: StepOutput) -> list[TokenEvent]:
@@ -119,6 +144,8 @@ class Scheduler:
             num_running=len(self._running),
             num_free_blocks=self._pool.num_free,
             num_blocks=self._pool.num_blocks,
+            num_drafted=self._num_drafted,
+            num_accepted=self._num_accepted,
         )
 
     def check(self) -> None:
@@ -167,6 +194,38 @@ class Scheduler:
         slices.append(_slice(sequence, count))
         return count
 
+    def _add_drafts(self, slices: list[Slice], budget: int) -> None:
+        """Put guesses behind the tokens of slices that sample, in what is left of a step's budget, blocks and rows.
+
+        Whose last guess was right may make a small step larger; the others ride in rows that are computed as padding.
+        """
+        for trusted in (True, False):
+            num_rows = sum(len(part.tokens) for part in slices)
+            room = DRAFT_ROWS - num_rows if trusted else min(DRAFT_ROWS - num_rows, -num_rows % self._row_multiple)
+            budget -= self._share_out(slices, min(budget, room), trusted)
+
+    def _share_out(self, slices: list[Slice], room: int, trusted: bool) -> int:
+        """Add at most `room` guesses in fair shares, to slices whose guesses are trusted or not; return how many."""
+        if room <= 0:
+            return 0
+        sequences = {i: self._running[part.key] for i, part in enumerate(slices) if part.sampling is not None}
+        drafts = {i: s.draft() for i, s in sequences.items() if s.lookup.is_trusted is trusted}
+        wanted = [(i, draft) for i, draft in drafts.items() if draft]
+        left = room
+        for num_served, (i, draft) in enumerate(wanted):
+            share = -(-left // (len(wanted) - num_served))
+            slices[i] = part = self._with_draft(slices[i], draft[:share])
+            left -= part.num_drafts
+        return room - left
+
+    def _with_draft(self, part: Slice, draft: tuple[int, ...]) -> Slice:
+        """The slice with as many of its guesses as nobody must give way for."""
+        sequence = self._running[part.key]
+        num_slots = (len(sequence.blocks) + self._pool.num_free) * self._block_tokens
+        draft = draft[: num_slots - part.start - len(part.tokens)]
+        sequence.blocks += self._pool.allocate(max(0, sequence.num_blocks_for(len(part.tokens) + len(draft))))
+        return replace(part, tokens=part.tokens + draft, blocks=tuple(sequence.blocks), num_drafts=len(draft))
+
     def _preempt(self, sequence: Sequence) -> None:
         del self._running[_key(sequence)]
         self._drop(sequence)
@@ -178,23 +237,41 @@ class Scheduler:
         sequence.blocks, sequence.num_computed, sequence.pooled = [], 0, None
 
     def _commit_slice(self, sequence: Sequence, part: Slice, output: StepOutput) -> None:
-        before = sequence.num_computed // self._block_tokens
-        sequence.num_computed += len(part.tokens)
-        names = sequence.hashes(sequence.num_computed)
-        for index in range(before, len(names)):
-            self._pool.publish(sequence.blocks[index], names[index])
+        tokens = () if part.sampling is None else self._take(sequence, part, output.tokens[part.key])
+        self._advance(sequence, part.num_known + max(0, len(tokens) - 1))  # the last one is yet to be computed
         if part.pooling is not None:
             rows = output.rows[part.key]
             sequence.pooled = rows if sequence.pooled is None else sequence.pooled.plus(rows)
-        if sequence.num_missing:
-            return
-        tokens = () if part.sampling is None else (output.tokens[part.key],)
-        sequence.tokens += tokens
         finish = _finish_reason(sequence)
-        self._events.append(_event(sequence, tokens, finish))
+        if tokens or finish is not None:
+            self._events.append(_event(sequence, tokens, finish))
         if finish is not None:
             del self._running[part.key]
             self._drop(sequence)
+
+    def _take(self, sequence: Sequence, part: Slice, sampled: tuple[int, ...]) -> tuple[int, ...]:
+        """Add the sampled tokens to the sequence, up to one that ends it; return what was added."""
+        if part.num_drafts:
+            sequence.lookup.judge(len(sampled) - 1)
+            self._num_drafted += part.num_drafts
+            self._num_accepted += len(sampled) - 1
+        before = len(sequence.tokens)
+        for token in sampled:
+            sequence.tokens.append(token)
+            if _finish_reason(sequence) is not None:
+                break
+        return tuple(sequence.tokens[before:])
+
+    def _advance(self, sequence: Sequence, num_tokens: int) -> None:
+        """Count tokens as computed, let their full blocks be found, and give back those that only guesses were in."""
+        before = sequence.num_computed // self._block_tokens
+        sequence.num_computed += num_tokens
+        names = sequence.hashes(sequence.num_computed)
+        for index in range(before, len(names)):
+            self._pool.publish(sequence.blocks[index], names[index])
+        num_blocks = -(-sequence.num_computed // self._block_tokens)
+        self._pool.release(sequence.blocks[num_blocks:])
+        del sequence.blocks[num_blocks:]
 
 
 def sequence_key(request_id: str, attempt: int) -> str:

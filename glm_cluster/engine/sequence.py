@@ -3,6 +3,7 @@
 from typing import TypeAlias
 
 from glm_cluster.engine.blocks import ROOT_HASH, block_hash
+from glm_cluster.engine.lookup import PromptLookup
 from glm_cluster.engine.plan import Pooled
 from glm_cluster.records import EncodeRequest, GenerationRequest
 
@@ -16,7 +17,7 @@ class Sequence:
     encode request has no output, and `pooled` is what the rows computed so far came to.
     """
 
-    def __init__(self, request: Request, *, block_tokens: int, max_tokens: int) -> None:
+    def __init__(self, request: Request, *, block_tokens: int, max_tokens: int, max_drafts: int = 0) -> None:
         self.request = request
         self.sampling = request.sampling if isinstance(request, GenerationRequest) else None
         self.pooling = request.pooling if isinstance(request, EncodeRequest) else None
@@ -27,6 +28,8 @@ class Sequence:
         self.num_cached = 0  # prompt tokens found in the prefix cache at first admission
         self.was_admitted = False
         self.blocks: list[int] = []
+        self.lookup = PromptLookup()
+        self._max_drafts = max_drafts
         self._block_tokens = block_tokens
         self._hashes: list[bytes] = []
 
@@ -53,6 +56,11 @@ class Sequence:
     def num_blocks_for(self, num_tokens: int) -> int:
         """Blocks needed beyond those held, to compute `num_tokens` more."""
         return -(-(self.num_computed + num_tokens) // self._block_tokens) - len(self.blocks)
+
+    def draft(self) -> tuple[int, ...]:
+        """Tokens that may follow, short of the sequence's end: one more is always sampled after them."""
+        most = min(self._max_drafts, self.max_len - len(self.tokens) - 1)
+        return self.lookup.draft(self.tokens, most) if most > 0 else ()
 
     def hashes(self, num_tokens: int) -> list[bytes]:
         """Names of the full blocks within the first `num_tokens` tokens; computed once each."""

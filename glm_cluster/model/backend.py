@@ -5,19 +5,26 @@ Knows both; the layers and the engine know neither.
 
 import ctypes
 import logging
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from glm_cluster.errors import ConfigError
 from glm_cluster.model.attention import ROW_MULTIPLE, Attend, KvCache, PagedAttention, Ragged
+from glm_cluster.model.checkpoints.checkpoint import ReadProgress
+from glm_cluster.model.checkpoints.weights import OnModule
 from glm_cluster.model.config import GlmConfig
 from glm_cluster.model.kernels.build import Refusal
 from glm_cluster.model.kernels.fused import FusedLayer, FusedNorm
 from glm_cluster.model.kernels.native import DTYPES, library
 from glm_cluster.model.kernels.packed import PackedLinear, Quantization
 from glm_cluster.model.kernels.paged import NativeAttention
-from glm_cluster.model.pretrained import PretrainedModel
+from glm_cluster.model.layers import DecoderLayer
+from glm_cluster.model.loading import Opened, open_model
+from glm_cluster.model.ranks import Ranks
+from glm_cluster.records import Task
 
 logger = logging.getLogger(__name__)
 
@@ -52,40 +59,57 @@ class NativeBackend:
     def attention(self, cache: KvCache, ragged: Ragged) -> Attend:
         return NativeAttention(self._native, cache, ragged)
 
-    def prepare(self, model: Any, quantization: Quantization) -> None:
-        """Put the fast form of each module in the place of the plain one, and let go of its weights."""
+    def put_into(self, model: Any, quantization: Quantization) -> OnModule:
+        """What puts the fast form of each module in the place of the plain one as soon as that has its weights."""
         native, decoder = self._native, model.decoder
         native.glm_set_threads(torch.get_num_threads())
-        for index, plain in enumerate(decoder.layers):
-            decoder.layers[index] = FusedLayer(native, plain, model.config, model.ranks, quantization)
-        decoder.norm = FusedNorm(native, decoder.norm)
-        if hasattr(model, "lm_head"):
-            model.lm_head = PackedLinear(native, [model.lm_head], quantization)
-        if hasattr(model, "score"):
-            model.score = PackedLinear(native, [model.score])
+        head, score = getattr(model, "lm_head", None), getattr(model, "score", None)
+
+        def put(module: nn.Module) -> None:
+            if isinstance(module, DecoderLayer):
+                fused = FusedLayer(native, module, model.config, model.ranks, quantization)
+                decoder.layers[module.self_attn.layer] = fused
+            elif module is decoder.norm:
+                decoder.norm = FusedNorm(native, module)
+            elif module is head:
+                model.lm_head = PackedLinear(native, [module], quantization)
+            elif module is score:
+                model.score = PackedLinear(native, [module])
+
+        return put
 
 
-def choose_backend(model: PretrainedModel, quantization: Quantization = "none") -> Backend:
-    """The fastest backend for a loaded model, made ready. Says why where it is not the native one on a CPU.
+def load_with_backend(
+    directory: Path,
+    *,
+    ranks: Ranks,
+    dtype: str = "auto",
+    quantization: Quantization = "none",
+    task: Task = "generate",
+    on_read: ReadProgress | None = None,
+) -> tuple[Any, Backend]:
+    """This rank's model of a task, for the engine alone, and the fastest backend that can compute it.
 
-    Raises ConfigError where a quantization is asked for that only the native one has.
+    Says why where that is not the native one on a CPU. Raises ConfigError where a quantization is asked for that only
+    the native one has, before any weight is read.
     """
-    native = _native_for(model)
+    opened = open_model(directory, ranks=ranks, dtype=dtype, task=task)
+    native = _native_for(opened)
     if isinstance(native, ctypes.CDLL):
         backend = NativeBackend(native)
-        backend.prepare(model, quantization)
-        return backend
+        return opened.fill(on_read, backend.put_into(opened.model, quantization)), backend
     if quantization != "none":
-        raise ConfigError(f"quantization {quantization} needs the native CPU kernels: {native.reason}")
-    if model.ranks.device.type == "cpu":
+        raise ConfigError(f"quantization {quantization} needs the native CPU kernels. {native.reason}")
+    if ranks.device.type == "cpu":
         logger.warning("Computing with torch's own operations, several times slower: %s", native.reason)
-    return TorchBackend()
+    return opened.fill(on_read), TorchBackend()
 
 
-def _native_for(model: PretrainedModel) -> ctypes.CDLL | Refusal:
-    if model.ranks.device.type != "cpu":
-        return Refusal(reason=f"The native kernels are for CPUs, and the device is {model.ranks.device.type}.")
-    return _unfit(model.config, model.dtype, model.ranks.size) or library()
+def _native_for(opened: Opened) -> ctypes.CDLL | Refusal:
+    ranks, config = opened.model.ranks, opened.model.config
+    if ranks.device.type != "cpu":
+        return Refusal(reason=f"The native kernels are for CPUs, and the device is {ranks.device.type}.")
+    return _unfit(config, opened.dtype, ranks.size) or library()
 
 
 def _unfit(config: GlmConfig, dtype: torch.dtype, tp: int) -> Refusal | None:

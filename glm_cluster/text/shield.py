@@ -5,7 +5,8 @@ before rendering every such string in a message is replaced by one private-use c
 when the template's own have been found. Knows strings; refuses to know templates and tokens.
 
 Texts are megabytes long at times and other threads must get their turn, so nothing here is one long call that holds the
-interpreter: strings are sought one by one (`str.replace`), characters by class, never an alternation of strings.
+interpreter: strings are sought one by one (`str.replace`), characters by class and in pieces, never an alternation of
+strings.
 """
 
 import re
@@ -14,6 +15,7 @@ from itertools import chain
 
 from glm_cluster.errors import InvalidRequest
 
+_PIECE = 64 << 10  # characters that a pattern goes through in one call
 PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 _PRIVATE_RUN = re.compile("[{}]+".format("".join(f"{chr(area.start)}-{chr(area.stop - 1)}" for area in PRIVATE_USE)))
 
@@ -57,9 +59,15 @@ class Shield:
         for special, mark in self._marks.items():
             prompt = prompt.replace(special, mark)
         specials = {mark: special for special, mark in self._marks.items()}
-        parts = iter(re.split(f"([{''.join(specials)}])", prompt) if specials else (prompt,))
-        for text in parts:
-            yield self._uncover(text), specials.get(next(parts, ""))
+        pattern = re.compile(f"([{''.join(specials)}])" if specials else "(?!)()")
+        begun: list[str] = []
+        for piece in _pieces(prompt):
+            *whole, last = pattern.split(piece)
+            for text, mark in zip(whole[::2], whole[1::2], strict=True):
+                yield self._uncover("".join((*begun, text))), specials[mark]
+                begun.clear()
+            begun.append(last)
+        yield self._uncover("".join(begun)), None
 
     def _cover(self, text: str, exempt: Collection[str]) -> str:
         for special, char in self._stand_ins.items():
@@ -70,11 +78,16 @@ class Shield:
     def _uncover(self, text: str) -> str:
         if text.isascii():
             return text
-        return re.sub(f"[{''.join(self._originals)}]", lambda match: self._originals[match[0]], text)
+        pattern = re.compile(f"[{''.join(self._originals)}]")
+        return "".join(pattern.sub(lambda match: self._originals[match[0]], piece) for piece in _pieces(text))
 
 
 def _private_runs(text: str) -> list[str]:
-    return [] if text.isascii() else _PRIVATE_RUN.findall(text)
+    return [] if text.isascii() else [run for piece in _pieces(text) for run in _PRIVATE_RUN.findall(piece)]
+
+
+def _pieces(text: str) -> Iterator[str]:
+    return (text[start : start + _PIECE] for start in range(0, len(text), _PIECE))
 
 
 def strings_in(value: object) -> Iterator[str]:

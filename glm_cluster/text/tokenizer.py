@@ -97,7 +97,8 @@ class Tokenizer:
         parts = [(Plain(text),) if isinstance(text, str) else text for text in texts]
         plain = [well_formed(segment.text) for part in parts for segment in part if isinstance(segment, Plain)]
         encoded = iter(self._bpe.encode_batch_fast(plain, add_special_tokens=False))
-        return [tuple(id for segment in part for id in _ids(segment, encoded)) for part in parts]
+        ids = [[_ids(segment, encoded) for segment in part] for part in parts]
+        return [tuple(chain.from_iterable(part)) for part in ids]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids`, control tokens left out and broken UTF-8 shown as U+FFFD."""

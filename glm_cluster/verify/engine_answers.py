@@ -13,10 +13,9 @@ from glm_cluster.engine.batch import Batch
 from glm_cluster.engine.engine import Engine
 from glm_cluster.engine.memory import allocate, block_bytes
 from glm_cluster.engine.plan import Slice, StepPlan
-from glm_cluster.model.backend import choose_backend
+from glm_cluster.model.backend import Backend, load_with_backend
 from glm_cluster.model.config import GlmConfig
 from glm_cluster.model.glm import GlmForCausalLM
-from glm_cluster.model.loading import load_model
 from glm_cluster.model.ranks import Ranks
 from glm_cluster.model.sharding import Sharding
 from glm_cluster.records import GenerationRequest, SamplingParams
@@ -64,12 +63,11 @@ def ask_engine(directory: Path, questions: Questions, *, size: int) -> GroupAnsw
     )
 
 
-def paged_logits(model: GlmForCausalLM, prompts: Sequence[Ids]) -> "list[Tensor]":
+def paged_logits(model: GlmForCausalLM, backend: Backend, prompts: Sequence[Ids]) -> "list[Tensor]":
     """Logits [T, V] of every position as the engine computes them; empty on ranks above 0."""
     import torch
 
     ranks, config = model.ranks, model.config
-    backend = choose_backend(model)
     num_blocks = max(map(_num_blocks, prompts))
     cache = allocate(
         model=config,
@@ -98,9 +96,10 @@ def _num_blocks(prompt: Ids) -> int:
 
 
 def _rank_logits(directory: Path, questions: Questions, ranks: Ranks) -> "list[Tensor]":
-    model: GlmForCausalLM = load_model(directory, ranks=ranks, dtype=questions.dtype)
+    model: GlmForCausalLM
+    model, backend = load_with_backend(directory, ranks=ranks, dtype=questions.dtype)
     model.decoder.rotary.fix_length(model.config.context_limit)
-    return paged_logits(model, questions.prompts)
+    return paged_logits(model, backend, questions.prompts)
 
 
 def _config(directory: Path, questions: Questions, size: int, step_tokens: int | None = None) -> EngineConfig:

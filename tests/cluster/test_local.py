@@ -29,7 +29,8 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run unde
 settings = json.loads(sys.argv[1])
 try:
     config = ClusterConfig.from_mapping(settings.pop("args"))
-    serve(config=config, **settings, on_stage=lambda s: say(stage=s), on_ready=lambda e: say(ready=asdict(e)))
+    serve(config=config, **settings, on_stage=lambda s: say(stage=s),
+          on_read=lambda done, total: say(read=done, of=total), on_ready=lambda e: say(ready=asdict(e)))
 except GlmError as error:
     say(error=type(error).__name__, message=error.message)
     sys.exit(2)
@@ -56,6 +57,13 @@ class Serving:
         """What it says; lines that are not ours fail the test, because a user would see them."""
         assert self.process.stdout is not None
         return map(json.loads, self.process.stdout)
+
+    def up_to(self, key: str) -> Iterator[dict[str, Any]]:
+        """What it says, to the first line with that key."""
+        for line in self.lines():
+            yield line
+            if key in line:
+                return
 
     def until(self, key: str) -> dict[str, Any]:
         return next(line for line in self.lines() if key in line)
@@ -92,8 +100,10 @@ def nothing_left(one: Serving) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_without_a_trace(serving, settings: Callable[..., dict[str, Any]], number: signal.Signals):
-    one = serving(settings())
-    endpoints = one.until("ready")["ready"]
+    one = serving(settings(tp=2))
+    said = list(one.up_to("ready"))
+    assert_all_was_read([(line["read"], line["of"]) for line in said if "read" in line], settings()["model"])
+    endpoints = said[-1]["ready"]
     assert endpoints["model_name"] == "tiny"
     reply = httpx.post(
         endpoints["http_url"] + "/v1/completions", json={"model": "tiny", "prompt": "a", "max_tokens": 2}, timeout=30
@@ -105,6 +115,16 @@ def test_a_signal_ends_it_without_a_trace(serving, settings: Callable[..., dict[
     assert one.process.wait(30) == 0
     nothing_left(one)
     assert not segments & shared_memory()
+
+
+def assert_all_was_read(shown: list[tuple[int, int]], model: str) -> None:
+    """What a person saw of the loading: never backwards, and all bytes of both ranks before it was ready."""
+    assert shown
+    assert shown == sorted(shown)
+    done, total = shown[-1]
+    stored = (Path(model) / "model.safetensors").stat().st_size
+    assert done == total
+    assert stored * 0.9 < total < stored * 1.5, "two halves, and what each rank holds whole"
 
 
 def _maps(process: psutil.Process, path: Path) -> bool:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -49,6 +50,7 @@ async def test_grpc_streams_are_the_engines(cluster: RunningCluster, cases: Make
 
 async def test_tokens_come_while_they_are_made(cluster: RunningCluster, cases: MakeCases):
     (case,) = cases(1, seed=2, max_tokens=(300, 300))
+    case = replace(case, sampling={**case.sampling, "prompt_lookup_num_tokens": 0})  # one token at a time
     async with httpx.AsyncClient(base_url=cluster.http_url, timeout=60) as client:
         started = time.monotonic()
         came = [time.monotonic() - started async for _ in events(client, case)]

@@ -43,7 +43,7 @@ async def test_both_replicas_work(cluster: RunningCluster, cases: MakeCases):
 async def test_a_killed_replica_costs_no_token(cluster: RunningCluster, cases: MakeCases):
     many = cases(16, seed=20, max_tokens=(300, 400))
     blow = AtToken(800, cluster.processes(REPLICA)[0].kill)
-    for case, ids in zip(many, await all_at_once(cluster, many, on_token=blow), strict=True):
+    for case, ids in zip(many, await all_at_once(cluster, many, on_tokens=blow), strict=True):
         assert tuple(ids) == case.expected
     blow.check()
     await asyncio.to_thread(

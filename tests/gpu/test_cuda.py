@@ -126,7 +126,7 @@ def _nccl_rank(
             output, key = runner.execute(plan), f"step-{next(steps)}"
             if rank == 0:
                 store.set(key, json.dumps(output.tokens))
-            return StepOutput(json.loads(store.get(key)))
+            return StepOutput({key: tuple(ids) for key, ids in json.loads(store.get(key)).items()})
 
     ids = drain(Engine.assemble(config, runner.limits, Follow()), requests)
     if rank == 0:

@@ -115,15 +115,16 @@ class Case:
 
 
 async def stream_ids(
-    client: httpx.AsyncClient, case: Case, *, on_token: Callable[[int], None] | None = None
+    client: httpx.AsyncClient, case: Case, *, on_tokens: Callable[[int], None] | None = None
 ) -> list[int]:
-    """The ids of a streamed answer."""
+    """The ids of a streamed answer. A chunk may bring several; `on_tokens` hears how many."""
     ids: list[int] = []
     async with aclosing(events(client, case)) as chunks:
         async for chunk in chunks:
-            ids += chunk["choices"][0]["token_ids"]
-            if on_token:
-                on_token(len(ids))
+            new = chunk["choices"][0]["token_ids"]
+            ids += new
+            if on_tokens:
+                on_tokens(len(new))
     return ids
 
 
@@ -156,9 +157,10 @@ class AtToken:
         self._left = count
         self._thread = threading.Thread(target=act)
 
-    def __call__(self, num_ids: int) -> None:
-        self._left -= 1
-        if self._left == 0:
+    def __call__(self, num_tokens: int) -> None:
+        before = self._left
+        self._left -= num_tokens
+        if self._left <= 0 < before:
             self._thread.start()
 
     def check(self) -> None:

@@ -39,7 +39,7 @@ def start_nodes(nodes: list[int]) -> None:
 
 
 def deploy(command: dict[str, Any]) -> None:
-    local.run_app(ClusterConfig.from_mapping(command["args"]))
+    local.run_app(ClusterConfig.from_mapping(command["args"]), lambda done, total: None)
     local.wait_until_ready(f"http://127.0.0.1:{command['port']}")
 
 

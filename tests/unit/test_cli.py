@@ -26,7 +26,7 @@ from glm_cluster.preflight import GIB, Gpu
 COMMANDS = ("serve", "generate", "chat", "models", "verify", "convert", "demo-model", "bench")
 FLAGS = {
     "serve": {"--model", "--tp", "--replicas", "--host", "--port", "--grpc-port", "--dtype", "--device", "--config"}
-    | {"--task", "--max-model-len"},
+    | {"--task", "--max-model-len", "--speculative-tokens"},
     "generate": {
         "--model",
         "--prompt",
@@ -213,6 +213,21 @@ def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 def test_replicas_in_words(replicas: str) -> None:
     with pytest.raises(ConfigError, match="--replicas"):
         serve_args(parse("serve", "--replicas", replicas), ServeFile(args={"model": "/m"}))
+
+
+@pytest.mark.parametrize("number", [0, 12])
+def test_speculation_is_a_flag_and_a_setting(number: int) -> None:
+    file = ServeFile(args={"model": "/m", "speculative_tokens": 3})
+    for given, expected in ((["--speculative-tokens", str(number)], number), ([], 3)):
+        (model,) = ClusterConfig.from_mapping(serve_args(parse("serve", *given), file)).models
+        assert model.engine.speculative_tokens == expected
+    (model,) = ClusterConfig.from_mapping({"model": "/m"}).models
+    assert f"(default {model.engine.speculative_tokens}; 0: none)" in _help("serve")
+
+
+def _help(command: str) -> str:
+    (commands,) = (a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    return " ".join(commands.choices[command].format_help().split())
 
 
 def test_fixed_replicas() -> None:

@@ -64,6 +64,8 @@ def test_configs_are_frozen() -> None:
         ({"model": "m", "max_running": -1}, "max_running"),
         ({"model": "m", "step_tokens": 1.5}, "step_tokens"),
         ({"model": "m", "block_tokens": 0}, "block_tokens"),
+        ({"model": "m", "speculative_tokens": -1}, "speculative_tokens must be a whole number of 0 or more"),
+        ({"model": "m", "speculative_tokens": True}, "speculative_tokens"),
         ({"model": "m", "kv_cache_bytes": 0}, "kv_cache_bytes"),
         ({"model": "m", "max_model_len": "8k"}, "max_model_len"),
         ({"model": "m", "dtype": "float16"}, "dtype"),

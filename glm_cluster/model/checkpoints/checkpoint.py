@@ -5,34 +5,31 @@ or dtype, or its file is missing, truncated or outside the directory; the error 
 torch to read weights only: whoever opens and checks stays light.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
-
-from safetensors import SafetensorError, safe_open
+from typing import TYPE_CHECKING, Protocol, Self
 
 from glm_cluster.errors import CheckpointError
 from glm_cluster.model.checkpoints.chatglm import IGNORED, ChatglmLayout
+from glm_cluster.model.checkpoints.tensor_file import TORCH_NAMES, Entry, TensorFile, read_header
 from glm_cluster.model.config import CONFIG_FILE, GlmConfig, read_json
 from glm_cluster.model.sharding import Shard
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 SUFFIX = ".safetensors"
 ROPE_BUFFER = ".rotary_emb.inv_freq"  # of exports by older versions of HF; made anew from the config
-HEADER_LIMIT = 100_000_000  # bytes; the library's own
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-_STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # as config.json spells them
 # Of models with another head, or of a tied head stored all the same: no fault of the checkpoint.
 _HEADS = ("lm_head.weight", "score.weight", "score.bias", "transformer.output_layer.weight")
 
-Progress = Callable[[str, float], None]
+ReadProgress = Callable[[int, int], None]
+"""Bytes of weights read, and how many there are to read."""
 Place = tuple[str, Shard]
 """A stored tensor's name, and the part of it that is meant."""
 
@@ -79,10 +76,9 @@ class Checkpoint:
         """The config, which where it names no dtype gets that of the first stored tensor with one, as in HF."""
         if config.dtype is not None:
             return config
-        first = min(self.files.values(), default=self.source)
-        with _opened(first, "numpy") as file:
-            stored = (file.get_slice(name).get_dtype() for name in file.keys())  # noqa: SIM118, a file is no mapping
-            return config.replace(dtype=next((_STORED[dtype] for dtype in stored if dtype in _STORED), None))
+        header = read_header(min(self.files.values(), default=self.source))
+        stored = (entry.dtype for entry in header.values())
+        return config.replace(dtype=next((TORCH_NAMES[dtype] for dtype in stored if dtype in TORCH_NAMES), None))
 
     def absent(self, wanted: Mapping[str, Shard]) -> list[str]:
         """Those of the wanted tensors, by HF's name, that are not stored."""
@@ -90,24 +86,45 @@ class Checkpoint:
 
     def check(self, wanted: Mapping[str, Shard]) -> Mapping[str, int]:
         """Refuse whatever `read` would, from the files' headers alone; how many tensors are stored in each dtype."""
-        dtypes: Counter[str] = Counter()
-        for path, places in self._places(wanted).items():
-            with _opened(path, "numpy") as file:
-                self._check_file(path, file, places)
-                dtypes.update(file.get_slice(stored).get_dtype() for stored, _ in places.values())
-        return dtypes
+        places = self._places(wanted)
+        headers = self._headers(places)
+        return Counter(headers[path][stored].dtype for path in places for stored, _ in places[path].values())
 
-    def read(self, wanted: Mapping[str, Shard], on_progress: Progress | None = None) -> "Iterator[tuple[str, Tensor]]":
-        """Yield each wanted tensor's part under HF's name, file by file, each file checked before its first."""
+    def read(
+        self,
+        wanted: Mapping[str, Shard],
+        on_read: ReadProgress | None = None,
+        *,
+        dtype: "torch.dtype | None" = None,
+        device: "torch.device | str" = "cpu",
+    ) -> "Iterator[tuple[str, Tensor]]":
+        """Yield each wanted tensor's part under HF's name, file by file, once every header is found right.
+
+        Each is the caller's own, in `dtype` (None: the stored one) on `device`; no other is kept here.
+        """
+        places = self._places(wanted)
+        headers = self._headers(places)
+        total = sum(
+            headers[path][stored].num_bytes(shard) for path in places for stored, shard in places[path].values()
+        )
         done = 0
-        for path, places in self._places(wanted).items():
-            with _opened(path, "pt") as file:
-                self._check_file(path, file, places)
-                for name, (stored, shard) in places.items():
-                    yield name, _cut(file.get_slice(stored), shard)
-                    done += 1
-                    if on_progress is not None:
-                        on_progress("loading weights", done / len(wanted))
+
+        def count(num_bytes: int) -> None:
+            nonlocal done
+            done += num_bytes
+            if on_read is not None:
+                on_read(done, total)
+
+        for path, placed in places.items():
+            with TensorFile.open(path, headers[path], count) as file:
+                for name, (stored, shard) in placed.items():
+                    yield name, file.read(stored, shard, dtype=dtype, device=device)
+
+    def _headers(self, places: Mapping[Path, Mapping[str, Place]]) -> Mapping[Path, Mapping[str, Entry]]:
+        headers = {path: read_header(path) for path in places}
+        for path, header in headers.items():
+            self._check_file(path, header, places[path])
+        return headers
 
     def _places(self, wanted: Mapping[str, Shard]) -> dict[Path, dict[str, Place]]:
         """Group by file, in order, where the wanted tensors are stored. Refuse names that do not fit the model."""
@@ -128,28 +145,26 @@ class Checkpoint:
                 f"{self.files[name]}: tensor {name!r} has no place in this model ({len(unexpected)} such)"
             )
 
-    def _check_file(self, path: Path, file: Any, places: Mapping[str, Place]) -> None:
+    def _check_file(self, path: Path, header: Mapping[str, Entry], places: Mapping[str, Place]) -> None:
         """Refuse a file whose header is not what index and config say."""
-        present = set(file.keys())
-        if elsewhere := sorted(name for name in present if self.files.get(name, path) != path):
+        if elsewhere := sorted(name for name in header if self.files.get(name, path) != path):
             raise CheckpointError(
                 f"{path}: tensor {elsewhere[0]!r} is stored here, while {self.source.name} places it in "
                 f"{self.files[elsewhere[0]].name}; fetch both files again"
             )
         for stored, shard in places.values():
-            if stored not in present:
+            if stored not in header:
                 raise CheckpointError(f"{path}: tensor {stored!r} is missing, though the index says it is here")
-            view = file.get_slice(stored)
-            self._check_tensor(path, stored, view.get_shape(), view.get_dtype(), shard)
+            self._check_tensor(f"{path}: tensor {stored!r}", header[stored], shard)
 
-    def _check_tensor(self, path: Path, name: str, shape: list[int], dtype: str, shard: Shard) -> None:
-        at = f"{path}: tensor {name!r}"
-        if tuple(shape) != shard.full:
-            raise CheckpointError(f"{at} has shape {list(shape)}, the config wants {list(shard.full)}")
-        if dtype not in _STORED:
-            raise CheckpointError(f"{at} has dtype {dtype}; one of {', '.join(_STORED)} is needed")
+    def _check_tensor(self, at: str, entry: Entry, shard: Shard) -> None:
+        dtype = entry.dtype
+        if entry.shape != shard.full:
+            raise CheckpointError(f"{at} has shape {list(entry.shape)}, the config wants {list(shard.full)}")
+        if dtype not in TORCH_NAMES:
+            raise CheckpointError(f"{at} has dtype {dtype}; one of {', '.join(TORCH_NAMES)} is needed")
         # The same bytes mean other numbers in the other one; fp32 beside either cannot be mistaken.
-        if {_STORED[dtype], self.dtype} == {"bfloat16", "float16"}:
+        if {TORCH_NAMES[dtype], self.dtype} == {"bfloat16", "float16"}:
             raise CheckpointError(f"{at} has dtype {dtype}, {CONFIG_FILE} says {self.dtype}; correct which is wrong")
 
 
@@ -165,8 +180,7 @@ def weight_files(source: Path) -> dict[str, Path]:
     """Map each stored tensor's name to the file that holds it, from the index or the single file."""
     if source.name == INDEX_FILE:
         return {name: _beside(source, file, name) for name, file in _weight_map(source).items()}
-    with _opened(source, "numpy") as file:
-        return dict.fromkeys(file.keys(), source)
+    return dict.fromkeys(read_header(source), source)
 
 
 def _weight_map(index: Path) -> Mapping[str, str]:
@@ -194,47 +208,3 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError as error:  # a name too long, a directory that may not be searched
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-
-
-@contextmanager
-def _opened(path: Path, framework: Literal["numpy", "pt"]) -> Iterator[Any]:
-    """The library's view of a file, which has checked its header. "numpy" shows names and shapes without torch."""
-    try:
-        path.open("rb").close()  # the library says of a file it may not read that it does not exist
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    try:
-        with safe_open(path, framework=framework) as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        cut = _first_cut(path)
-        where = "" if cut is None else f"; it ends before tensor {cut!r} does, so fetch it again"
-        raise CheckpointError(f"{path} is not a whole safetensors file: {error}{where}") from error
-
-
-def _first_cut(path: Path) -> str | None:
-    """The first tensor that the file is too short for, by its header; None where the header itself is no help."""
-    try:
-        with path.open("rb") as file:
-            header_bytes = int.from_bytes(file.read(8), "little")
-            data_bytes = path.stat().st_size - 8 - header_bytes
-            if data_bytes < 0 or header_bytes > HEADER_LIMIT:
-                return None
-            header: dict[str, Any] = json.loads(file.read(header_bytes))
-        ends = {name: entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"}
-        return min((name for name, end in ends.items() if end > data_bytes), key=ends.__getitem__, default=None)
-    except (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError):
-        return None
-
-
-def _cut(stored: Any, shard: Shard) -> "Tensor":
-    """Read the ranges of one tensor, joined, with zero rows appended up to the shard's length."""
-    import torch
-
-    lead = (slice(None),) * shard.dim
-    parts: list[Tensor] = [stored[(*lead, slice(start, stop))] for start, stop in shard.ranges]
-    have = sum(stop - start for start, stop in shard.ranges)
-    if have < shard.length:
-        pad = (*shard.shape[: shard.dim], shard.length - have, *shard.shape[shard.dim + 1 :])
-        parts.append(torch.zeros(pad, dtype=parts[0].dtype))
-    return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, dim=shard.dim)

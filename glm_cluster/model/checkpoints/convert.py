@@ -12,14 +12,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from glm_cluster.errors import ConfigError
-from glm_cluster.model.checkpoints.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, Progress
+from glm_cluster.model.checkpoints.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, ReadProgress
 from glm_cluster.model.config import GlmConfig
 from glm_cluster.model.generation.config import GenerationConfig
 from glm_cluster.model.loading import MODEL_OF
 from glm_cluster.model.pretrained import PretrainedModel
 
 
-def convert_weights(source: Path, target: Path, *, max_shard_bytes: int, on_progress: Progress | None = None) -> None:
+def convert_weights(source: Path, target: Path, *, max_shard_bytes: int, on_read: ReadProgress | None = None) -> None:
     """Write config.json, generation_config.json and safetensors into `target`, an empty directory.
 
     Tensors keep their dtype and are read one by one: no more than one shard is ever in memory.
@@ -29,7 +29,7 @@ def convert_weights(source: Path, target: Path, *, max_shard_bytes: int, on_prog
     with torch.device("meta"):
         wanted = kind(config).shards()
     shards = ShardWriter(target, max_shard_bytes)
-    for name, tensor in Checkpoint.open(source, config).read(wanted, on_progress):
+    for name, tensor in Checkpoint.open(source, config).read(wanted, on_read):
         shards.add(name if kind.prefix else name.removeprefix("model."), tensor)
     shards.close()
     keys = {**config.to_dict(), "dtype": config.dtype or shards.dtype}

@@ -3,13 +3,15 @@
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from glm_cluster.errors import ConfigError
 from glm_cluster.model.checkpoints.checkpoint import Checkpoint
@@ -29,21 +31,72 @@ class Fillable(Protocol):
 
     def shards(self) -> dict[str, Shard]: ...
 
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = ..., assign: bool = ...) -> Any: ...
-
-    def tie_weights(self) -> None: ...
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
 
 
-def fill(model: Fillable, tensors: Mapping[str, Tensor]) -> None:
-    """Put tensors, by the names they have in a whole checkpoint, in the place of the model's parameters."""
-    named = {name if model.prefix else name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-    tied = {name for name in model.state_dict() if name not in named and name == "lm_head.weight"}
-    result = model.load_state_dict(named, strict=False, assign=True)
-    assert set(result.missing_keys) == tied, "the names were compared with the checkpoint's"
-    assert not result.unexpected_keys, "the names were compared with the checkpoint's"
-    model.tie_weights()
+OnModule = Callable[[nn.Module], None]
+
+
+def fill(model: Fillable, tensors: Iterable[tuple[str, Tensor]], on_module: OnModule | None = None) -> None:
+    """Put tensors, by the names they have in a whole checkpoint, in the place of the model's parameters.
+
+    Each is placed before the next is asked for. `on_module` is given every module, innermost first, as soon as the last
+    parameter in it is there, and may put others in their place: that of a matrix it packs can then be freed at once.
+    """
+    blanks = _Blanks(model)
+    for name, tensor in tensors:
+        whole = blanks.place(name if model.prefix else name.removeprefix("model."), tensor)
+        del tensor  # or what a module has packed would live until the next one is read
+        for module in whole:
+            if on_module is not None:
+                on_module(module)
+    assert not blanks, "the names were compared with the checkpoint's"
+
+
+class _Blanks:
+    """The parameters of a model that still wait for their tensor. One that several modules share waits for one."""
+
+    def __init__(self, model: Fillable) -> None:
+        modules = dict(model.named_modules())
+        self._places: dict[nn.Parameter, list[tuple[str, str]]] = defaultdict(list)  # module, and its name there
+        for path, module in modules.items():
+            for name, parameter in module.named_parameters(recurse=False):
+                self._places[parameter].append((path, name))
+        self._parameters = {_joined(*places[0]): parameter for parameter, places in self._places.items()}
+        self._modules = modules
+        self._missing = Counter(
+            path for places in self._places.values() for place, _ in places for path in _within(place)
+        )
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def place(self, name: str, tensor: Tensor) -> list[nn.Module]:
+        """Fill one parameter; the modules that have all of theirs now, innermost first."""
+        blank = self._parameters[name]
+        filled = nn.Parameter(tensor, requires_grad=blank.requires_grad)
+        places = self._places.pop(blank)
+        for path, own_name in places:
+            setattr(self._modules[path], own_name, filled)
+        whole = []
+        for path, _ in places:
+            for outer in _within(path):
+                self._missing[outer] -= 1
+                if not self._missing[outer]:
+                    whole.append(self._modules[outer])
+        return whole
+
+
+def _joined(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _within(path: str) -> Iterator[str]:
+    """A module's path, then that of each one around it; the last is the model's own, which is empty."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+    yield ""
 
 
 def fill_or_make(model: Fillable, directory: Path, *, dtype: torch.dtype, device: torch.device) -> None:
@@ -53,11 +106,15 @@ def fill_or_make(model: Fillable, directory: Path, *, dtype: torch.dtype, device
     fresh = {name: wanted.pop(name) for name in checkpoint.absent(wanted) if not name.startswith("model.")}
     if fresh:
         logger.warning("%s has no %s: it is newly initialised; train it before use", directory, ", ".join(fresh))
-    tensors = {name: t.to(device, dtype) for name, t in checkpoint.read(wanted)}
+    fill(model, chain(checkpoint.read(wanted, dtype=dtype, device=device), _made(model, fresh, dtype, device)))
+
+
+def _made(
+    model: Fillable, fresh: Mapping[str, Shard], dtype: torch.dtype, device: torch.device
+) -> Iterator[tuple[str, Tensor]]:
     for name, shard in fresh.items():
         made = torch.empty(shard.shape, dtype=dtype, device=device)
-        tensors[name] = made.zero_() if name.endswith("bias") else made.normal_(0, model.config.initializer_range)
-    fill(model, tensors)
+        yield name, made.zero_() if name.endswith("bias") else made.normal_(0, model.config.initializer_range)
 
 
 def write_shards(directory: Path, groups: list[dict[str, Tensor]]) -> None:

@@ -41,7 +41,7 @@ class FusedLayer(nn.Module):
         ]
         linears = (self._qkv, self._o, self._gate_up, self._down)
         self._layer = Layer(*(linear.packed for linear in linears), *map(address, self._norms))
-        self._shape = _shape(config, Sharding(config, ranks.rank, ranks.size), attention.q_proj.weight.dtype)
+        self._shape = _shape(config, Sharding(config, ranks.rank, ranks.size), plain.input_layernorm.weight.dtype)
 
     def forward(self, x_TH: Tensor, cos_TR: Tensor, sin_TR: Tensor, attend: NativeAttention) -> Tensor:
         native, shape, layer = self._native, self._shape, self._layer

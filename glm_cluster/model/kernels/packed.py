@@ -26,7 +26,7 @@ class PackedLinear(nn.Module):
     """
 
     def __init__(self, native: ctypes.CDLL, linears: Sequence[nn.Linear], quantization: Quantization = "none") -> None:
-        """Pack `linears`, which read the same x, as one: their outputs side by side."""
+        """Pack `linears`, which read the same x, as one: their outputs side by side. They lose their weights."""
         super().__init__()
         first = linears[0].weight
         self._native, self._dtype = native, first.dtype
@@ -53,6 +53,7 @@ class PackedLinear(nn.Module):
             weight = linear.weight.contiguous()
             native.glm_pack(self.packed, at, address(weight), weight.shape[0], DTYPES[weight.dtype])
             at += weight.shape[0]
+            linear.register_parameter("weight", None)  # so that it is freed, whoever still knows the plain layer
 
     @property
     def num_bytes(self) -> int:

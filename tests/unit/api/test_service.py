@@ -71,6 +71,24 @@ async def test_seeds_are_drawn_afresh_unless_given(service):
     assert (await service.prepare_completion("r", completion("a", seed=7))).generation.sampling.seed == 7
 
 
+@pytest.mark.parametrize("sizes", [(6, 4), (10,), (1, 3, 6), (3, 0, 7)])
+async def test_tokens_may_come_several_at_a_time(service, echo, monkeypatch, sizes):
+    """A step that guessed right brings more than one; characters then end anywhere in it, and so does the answer."""
+    ids = (*"é漢😀".encode(), 256)
+
+    async def generate(request):
+        start = 0
+        for size in sizes:
+            end = start + size
+            finish = "stop" if end == len(ids) else None
+            yield TokenEvent(request.request_id, request.attempt, start, ids[start:end], finish)
+            start = end
+
+    monkeypatch.setattr(echo, "generate", generate)
+    answer = await whole(service, completion("a"))
+    assert (answer.text, answer.token_ids, answer.usage.num_output_tokens) == ("é漢😀", ids, 10)
+
+
 async def test_sampling_reaches_the_engine(service):
     fields = {"temperature": 0, "top_k": 3, "top_p": 0.5, "min_p": 0.25, "stop_token_ids": [9, 256], "max_tokens": 4}
     sampling = (await service.prepare_completion("r", completion("a", **fields))).generation.sampling

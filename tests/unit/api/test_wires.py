@@ -72,6 +72,8 @@ BAD_FIELDS = [
     ({"min_p": -1.0}, "min_p"),
     ({"min_p": 1.5}, "min_p"),
     ({"seed": -1}, "seed"),
+    ({"prompt_lookup_num_tokens": -1}, "prompt_lookup_num_tokens"),
+    ({"prompt_lookup_num_tokens": 2**31}, "prompt_lookup_num_tokens"),
     ({"max_tokens": 0}, "max_tokens"),
     ({"max_tokens": 99}, "99 max_tokens"),
     ({"max_tokens": 2**31 - 1}, "2147483647 max_tokens"),
@@ -124,6 +126,16 @@ async def test_values_at_the_edge_are_taken_alike(http, stub, echo, fields):
     assert [chunk async for chunk in stub.Generate(generate_message(TEXT | fields))]
     over_http, over_grpc = ({name: getattr(seen.sampling, name) for name in fields} for seen in echo.seen)
     assert over_http == over_grpc == fields
+
+
+@pytest.mark.parametrize("most", [None, 0, 3, 2**31 - 1])
+async def test_how_much_may_be_guessed_reaches_the_engine_alike(http, stub, echo, most):
+    fields = {} if most is None else {"prompt_lookup_num_tokens": most}
+    await http.post("/v1/completions", json=TEXT | {"prompt_lookup_num_tokens": most})
+    await http.post("/v1/chat/completions", json=CHAT | fields)
+    assert [chunk async for chunk in stub.Generate(generate_message(TEXT | fields))]
+    await stub.Chat(chat_message(CHAT | fields))
+    assert [seen.max_drafts for seen in echo.seen] == [most] * 4
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ def request(**given: object) -> GenerationRequest:
 
 def test_orders_round_trip():
     submissions = (
-        Submission(request(output=(3,), attempt=2), ReturnAddress("tcp://10.0.0.1:5", b"\x00key")),
+        Submission(request(output=(3,), attempt=2, max_drafts=0), ReturnAddress("tcp://10.0.0.1:5", b"\x00key")),
         Submission(request(), None),
         Submission(EncodeRequest(request_id="e", prompt=(1, 2), pooling="mean", attempt=3), None),
     )
@@ -32,7 +32,7 @@ def test_tokens_round_trip():
 
 
 def test_report_round_trip():
-    load = ReplicaLoad(num_waiting=1, num_running=2, num_free_blocks=3, num_blocks=4)
+    load = ReplicaLoad(num_waiting=1, num_running=2, num_free_blocks=3, num_blocks=4, num_drafted=6, num_accepted=5)
     encoded = Encoded(1, 2, b"\x00\xff\x80?abcd", 16)
     ended = (Ended("r", 0, Receipt(5, "length")), Ended("e", 1, Receipt(0, "stop", encoded)))
     report = Report(12, load, ended, (1, 4))

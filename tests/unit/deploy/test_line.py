@@ -154,6 +154,21 @@ def submission(
     return Submission(GenerationRequest(request_id=name, prompt=prompt, sampling=sampling, attempt=attempt), to)
 
 
+@pytest.mark.timeout(30)
+def test_the_first_turn_reports_at_once(
+    context: zmq.Context, engine: ArithmeticEngine, monkeypatch: pytest.MonkeyPatch
+):
+    """A group is ready when its replica hears of it: every start once took a whole heartbeat longer."""
+    monkeypatch.setattr("glm_cluster.deploy.core.HEARTBEAT_S", 3600.0)
+    orders, outgoing, heard = context.socket(zmq.PULL), context.socket(zmq.PUSH), context.socket(zmq.PULL)
+    orders.bind("inproc://orders")
+    heard.bind("inproc://reports")
+    outgoing.connect("inproc://reports")
+    outlets = Outlets(context, "epoch")
+    EngineLoop(engine, orders=orders, reports=outgoing, outlets=outlets, seal=Seal.new()).turn()
+    assert heard.poll(0)
+
+
 async def test_a_submission_ends_with_a_receipt_and_its_tokens(courier: Courier, ingress: Ingress):
     assert await courier.submit(submission("r", ingress.address)) == Receipt(4, "length")
     messages = await asyncio.to_thread(ingress.messages)

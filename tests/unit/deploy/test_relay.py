@@ -136,6 +136,23 @@ async def test_a_caller_may_bring_output_of_its_own(make_relay):
     assert await collect(make_relay(undisturbed), replace(REQUEST, output=(3, 13), attempt=5)) == UNDISTURBED
 
 
+@pytest.mark.parametrize("cut", range(1, 6))
+async def test_tokens_that_came_together_are_taken_together(make_relay, wire: Wire, cut: int):
+    """A step that guessed right brings several; what a re-entered request may guess goes with it."""
+
+    async def run(wire: Wire, submission: Submission) -> Receipt | Loss:
+        request, start = submission.request, len(submission.request.output)
+        tokens = tuple(UNDISTURBED[start:] if request.attempt else UNDISTURBED[:cut])
+        finish = "length" if request.attempt else None
+        await wire.send(submission, [TokenEvent(request.request_id, request.attempt, start, tokens, finish)])
+        await asyncio.sleep(0.02)
+        return Receipt(6, "length") if request.attempt else Loss("killed", "died")
+
+    assert await collect(make_relay(run), replace(REQUEST, max_drafts=3)) == UNDISTURBED
+    assert [s.request.max_drafts for s in wire.submissions] == [3, 3]
+    assert list(wire.submissions[1].request.output) == UNDISTURBED[:cut]
+
+
 @pytest.mark.parametrize("cut", range(6))
 async def test_a_lost_replica_is_not_noticed(make_relay, wire: Wire, cut: int):
     async def dies(wire: Wire, submission: Submission) -> Loss:

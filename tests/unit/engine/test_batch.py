@@ -61,3 +61,21 @@ def test_what_is_sampled_and_where() -> None:
     batch = _batch()
     assert batch.sampled == ("decode", "next tile", "also decode")
     assert batch.sample_positions == (64, 65, 3)
+
+
+def test_a_row_is_sampled_after_the_last_known_token_and_after_each_draft() -> None:
+    seeded = SamplingParams(max_tokens=9, seed=4)
+    plan = StepPlan(
+        (
+            Slice("drafts", (11, 12, 13, 14, 15), 30, (5, 6, 7), seeded, num_drafts=2),
+            Slice("not yet", (21, 22), 0, (8,), None),
+            Slice("plain", (31,), 9, (9,), GREEDY),
+            Slice("pooled", (41, 42), 0, (10,), None, "tokens"),
+        )
+    )
+    batch = Batch.build(plan, block_tokens=16, device=torch.device("cpu"))
+    assert batch.rows_R.tolist() == [2, 3, 4, 7, 8, 9, 0, 0]
+    assert batch.sampled == ("drafts", "drafts", "drafts", "plain")
+    assert batch.guesses == (14, 15, None, None)
+    assert batch.sampling == (seeded, seeded, seeded, GREEDY)
+    assert batch.sample_positions == (33, 34, 35, 10)

@@ -39,9 +39,23 @@ def test_share_takes_the_longest_known_prefix() -> None:
 def test_least_recently_used_goes_first_and_tails_before_heads() -> None:
     pool = BlockPool(5)
     first, second = pool.allocate(2), pool.allocate(2)
+    for block in first + second:
+        pool.publish(block, bytes([block]))
     pool.release(second)
     pool.release(first)
     assert pool.allocate(4) == [second[1], second[0], first[1], first[0]]
+
+
+def test_what_nobody_can_find_again_goes_before_anything_cached() -> None:
+    """A guess that was wrong gives its block back step after step: it must not push a cached prefix out each time."""
+    pool = BlockPool(5)
+    cached = pool.allocate(3)
+    for block in cached:
+        pool.publish(block, bytes([block]))
+    pool.release(cached)
+    for _ in range(9):
+        pool.release(pool.allocate(1))
+    assert pool.share([bytes([block]) for block in cached]) == cached
 
 
 def test_hashes_depend_on_everything_before() -> None:

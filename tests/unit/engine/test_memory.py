@@ -140,6 +140,12 @@ def test_a_model_without_a_vocabulary_to_sample_from_leaves_more_to_the_cache() 
     assert 2**28 < tokens - rows < 2**29
 
 
+def test_rows_that_are_sampled_for_drafts_are_counted() -> None:
+    engines = [EngineConfig(model="m", max_running=1, speculative_tokens=n) for n in (0, 4)]
+    plain, drafting = (memory.activation_bytes(engine, MODEL, Sharding(MODEL, 0, 1)) for engine in engines)
+    assert drafting - plain == 15 * MODEL.vocab_size * 48
+
+
 def test_host_pages_are_mapped_lazily() -> None:
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

@@ -10,6 +10,13 @@ def test_round_trip() -> None:
     assert StepPlan.unpack(plan.pack()) == plan
 
 
+def test_drafts_cross_the_wire() -> None:
+    part = Slice("a#0", (1, 2, 7, 8, 9), 16, (4, 5), SamplingParams(max_tokens=9), num_drafts=3)
+    assert StepPlan.unpack(StepPlan((part,)).pack()).slices == (part,)
+    assert (part.num_known, part.drafts) == (2, (7, 8, 9))
+    assert Slice("a#0", (1, 2), 16, (4, 5), None).drafts == ()
+
+
 def test_round_trip_of_encode_requests() -> None:
     plan = StepPlan((Slice("a#0", (1, 2), 0, (4,), None, "mean"), Slice("b#0", (9,), 3, (6,), None)))
     assert StepPlan.unpack(plan.pack()) == plan

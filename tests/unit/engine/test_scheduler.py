@@ -53,9 +53,14 @@ def _encode(name: str, num_prompt: int, pooling: Pooling, first: int = 10) -> En
 
 def _output(plan: StepPlan, token: int = 5) -> StepOutput:
     return StepOutput(
-        {s.key: token for s in plan.slices if s.sampling is not None},
+        {s.key: _agreed(s.drafts, token) for s in plan.slices if s.sampling is not None},
         {s.key: Ids(s.tokens[-1:] if s.pooling == "last" else s.tokens) for s in plan.slices if s.pooling is not None},
     )
+
+
+def _agreed(drafts: tuple[int, ...], token: int) -> tuple[int, ...]:
+    """What a model gives that always says `token`."""
+    return (token,) * (1 + next((i for i, draft in enumerate(drafts) if draft != token), len(drafts)))
 
 
 def _step(scheduler: Scheduler, token: int = 5) -> tuple[StepPlan, list[TokenEvent]]:

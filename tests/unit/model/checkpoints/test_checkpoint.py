@@ -210,8 +210,10 @@ def test_a_check_counts_what_is_stored_in_each_dtype(single: Path) -> None:
     assert Checkpoint.open(single, config).check(wanted) == {"F32": len(wanted) - 1, "BF16": 1}
 
 
-def test_progress_ends_at_one(single: Path) -> None:
-    seen: list[float] = []
-    load_model(single, ranks=Ranks.single(), on_progress=lambda _, done: seen.append(done))
+def test_progress_ends_at_all_bytes(single: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    model = load_model(single, ranks=Ranks.single(), on_read=lambda *done_of: seen.append(done_of))
+    num_bytes = sum(p.nbytes for p in model.parameters())
     assert seen == sorted(seen)
-    assert seen[-1] == 1.0
+    assert seen[-1] == (num_bytes, num_bytes)
+    assert {total for _, total in seen} == {num_bytes}

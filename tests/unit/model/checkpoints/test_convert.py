@@ -94,7 +94,7 @@ def test_a_shard_is_written_before_the_next_is_read(tmp_path: Path, monkeypatch:
         source,
         target,
         max_shard_bytes=100_000,
-        on_progress=lambda _, done: seen.append((done, len(list(target.glob("*.part"))))),
+        on_read=lambda done, _: seen.append((done, len(list(target.glob("*.part"))))),
     )
     assert most_held <= 100_000
     assert seen == sorted(seen)
