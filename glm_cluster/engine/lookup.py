@@ -24,11 +24,6 @@ class PromptLookup:
         self._pause = 0  # steps without a draft after the next wrong one
         self._rest = 0  # of them, those still to come
 
-    @property
-    def is_trusted(self) -> bool:
-        """Whether the last draft was right, or there was none yet."""
-        return self._pause == 0
-
     def draft(self, tokens: Sequence[int], most: int) -> tuple[int, ...]:
         """At most `most` tokens that may follow `tokens`, which are those of the last call and some more.
 
