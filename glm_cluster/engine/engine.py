@@ -10,7 +10,6 @@ from glm_cluster.engine.runner import ModelRunner
 from glm_cluster.engine.scheduler import Scheduler
 from glm_cluster.engine.sequence import Request
 from glm_cluster.errors import InvalidRequest
-from glm_cluster.model.attention import ROW_MULTIPLE
 from glm_cluster.model.checkpoints.checkpoint import ReadProgress
 from glm_cluster.model.ranks import Ranks, resolve_device
 from glm_cluster.records import EncodeRequest, ReplicaLoad, Task, TokenEvent
@@ -36,7 +35,6 @@ class Engine:
             step_tokens=config.step_tokens,
             max_model_len=limits.max_model_len,
             speculative_tokens=config.speculative_tokens,
-            row_multiple=ROW_MULTIPLE,
         )
         return cls(scheduler, executor, config.task)
 

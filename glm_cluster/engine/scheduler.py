@@ -4,8 +4,8 @@ There is no prefill phase and no decode phase: every sequence has tokens known a
 the gap under a token budget. Oldest first; when blocks run out, the youngest running sequence gives its blocks back
 and is computed again later. An encode request is a sequence that ends when its prompt is computed.
 
-A step with few rows takes guesses along: they cost little there, and each right one saves a step. What is sampled
-decides, so that tokens are those of a run without.
+A small step takes guesses along in rows that would be padding: each right one saves a step. What is sampled decides, so
+that tokens are those of a run without.
 """
 
 from collections import deque
@@ -18,7 +18,10 @@ from glm_cluster.engine.sequence import Request, Sequence
 from glm_cluster.errors import InvalidRequest, Overloaded
 from glm_cluster.records import FinishReason, GenerationRequest, ReplicaLoad, TokenEvent
 
-DRAFT_ROWS = 16  # a step with no more tokens than this waits for weights; beyond, each one more takes its time
+# A step with few rows waits for weights: on a CPU one of four rows takes as long as one of one, one of eight a third
+# longer (measured). So any guess may ride in the first rows, and in the rest those of sequences whose last was right.
+FREE_ROWS = 4
+DRAFT_ROWS = 8
 
 
 class Scheduler:
@@ -38,7 +41,6 @@ class Scheduler:
         step_tokens: int,
         max_model_len: int,
         speculative_tokens: int = 0,
-        row_multiple: int = 1,
     ) -> None:
         assert pool.num_blocks * block_tokens >= max_model_len, "one sequence alone must always fit"
         self._pool = pool
@@ -48,7 +50,6 @@ class Scheduler:
         self._max_waiting = max_waiting
         self._max_len = max_model_len
         self._speculative_tokens = speculative_tokens
-        self._row_multiple = row_multiple  # a batch is padded to
         self._num_drafted = 0
         self._num_accepted = 0
         self._waiting: deque[Sequence] = deque()
@@ -195,28 +196,25 @@ class Scheduler:
         return count
 
     def _add_drafts(self, slices: list[Slice], budget: int) -> None:
-        """Put guesses behind the tokens of slices that sample, in what is left of a step's budget, blocks and rows.
+        """Put guesses behind the tokens of slices that sample, in rows and blocks to spare: those of trust first."""
+        num_rows = sum(len(part.tokens) for part in slices)
+        if num_rows >= DRAFT_ROWS:
+            return
+        sequences = {index: self._running[part.key] for index, part in enumerate(slices) if part.sampling is not None}
+        drafts = {index: draft for index, sequence in sequences.items() if (draft := sequence.draft())}
+        for is_trusted, most_rows in ((True, DRAFT_ROWS), (False, FREE_ROWS)):
+            chosen = {i: draft for i, draft in drafts.items() if sequences[i].lookup.is_trusted is is_trusted}
+            taken = self._share_out(slices, chosen, min(budget, most_rows - num_rows))
+            budget, num_rows = budget - taken, num_rows + taken
 
-        Whose last guess was right may make a small step larger; the others ride in rows that are computed as padding.
-        """
-        for trusted in (True, False):
-            num_rows = sum(len(part.tokens) for part in slices)
-            room = DRAFT_ROWS - num_rows if trusted else min(DRAFT_ROWS - num_rows, -num_rows % self._row_multiple)
-            budget -= self._share_out(slices, min(budget, room), trusted)
-
-    def _share_out(self, slices: list[Slice], room: int, trusted: bool) -> int:
-        """Add at most `room` guesses in fair shares, to slices whose guesses are trusted or not; return how many."""
-        if room <= 0:
-            return 0
-        sequences = {i: self._running[part.key] for i, part in enumerate(slices) if part.sampling is not None}
-        drafts = {i: s.draft() for i, s in sequences.items() if s.lookup.is_trusted is trusted}
-        wanted = [(i, draft) for i, draft in drafts.items() if draft]
-        left = room
-        for num_served, (i, draft) in enumerate(wanted):
-            share = -(-left // (len(wanted) - num_served))
-            slices[i] = part = self._with_draft(slices[i], draft[:share])
+    def _share_out(self, slices: list[Slice], drafts: dict[int, tuple[int, ...]], room: int) -> int:
+        """Add at most `room` guesses to slices, in fair shares; return how many."""
+        left = max(0, room)
+        for num_served, (index, draft) in enumerate(drafts.items()):
+            share = -(-left // (len(drafts) - num_served))
+            slices[index] = part = self._with_draft(slices[index], draft[:share])
             left -= part.num_drafts
-        return room - left
+        return max(0, room) - left
 
     def _with_draft(self, part: Slice, draft: tuple[int, ...]) -> Slice:
         """The slice with as many of its guesses as nobody must give way for."""
