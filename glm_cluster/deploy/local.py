@@ -32,7 +32,7 @@ OBJECT_STORE_BYTES = 128 << 20  # we put nothing there; Ray would take a third o
 _FIRST_ANSWER_S = 60.0
 _STREAMS_PER_CONNECTION = "1000"
 _DRAIN_S = 1.0
-_LOOK_S = 0.1
+_ASK_SERVE_S = 0.2  # how it is doing; an answer costs its controller and us 10 ms each, and both are busy
 _SAID_OF_EVERY_STOP = r"ServeController\.(graceful_shutdown failed|\w+ failed.*killed by `ray\.kill`)"  # by the raylet
 _INGRESS_PORTS = 64  # of each kind; one a front on this host
 _RANGES = range(15000, 30000)
@@ -104,6 +104,9 @@ def set_ray_flags() -> None:
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
         "RAY_SERVE_HAPROXY_H2_FE_MAX_CONCURRENT_STREAMS": _STREAMS_PER_CONNECTION,
         "RAY_SERVE_HAPROXY_H2_BE_MAX_CONCURRENT_STREAMS": _STREAMS_PER_CONNECTION,
+        # While no front is up HAProxy asks these; on Serve's own ports another cluster of this host would answer.
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(http_ports.start),
@@ -201,7 +204,7 @@ def run_app(config: ClusterConfig, on_read: Callable[[int, int], None]) -> None:
             if found.status == ApplicationStatus.DEPLOY_FAILED:
                 reasons = [found.message, *(deployment.message for deployment in found.deployments.values())]
                 raise error_within("\n".join(reasons))
-            listener.wait(_LOOK_S)
+            listener.wait(_ASK_SERVE_S)
         listener.wait(0)
 
 
@@ -214,7 +217,7 @@ def wait_until_ready(http_url: str) -> None:
             with direct.open(f"{http_url}/health", timeout=10):
                 return
         except (OSError, urllib.error.URLError):
-            time.sleep(_LOOK_S)
+            time.sleep(0.1)
     raise EngineUnavailable(f"{http_url}/health did not turn green in {_FIRST_ANSWER_S:g} s; see Ray's logs")
 
 

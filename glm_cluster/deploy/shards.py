@@ -110,10 +110,10 @@ def unused_token_ids(engine: EngineConfig) -> tuple[tuple[int, int], ...]:
     """The half-open ranges of ids that the checkpoint's tokenizer has no token for; none where it has no tokenizer."""
     from glm_cluster.model.config import GlmConfig
     from glm_cluster.text import tiktoken
-    from glm_cluster.text.tokenizer import Tokenizer
+    from glm_cluster.text.tokenizer_file import TokenizerFile
 
     directory = Path(engine.model)
     has_tokenizer = any((directory / name).exists() for name in ("tokenizer.json", tiktoken.FILE))
     if engine.task != "generate" or not has_tokenizer:
         return ()
-    return Tokenizer.from_directory(directory).unused_ids(GlmConfig.from_directory(directory).vocab_size)
+    return TokenizerFile.from_directory(directory).unused_ids(GlmConfig.from_directory(directory).vocab_size)

@@ -17,7 +17,7 @@ import tokenizers
 
 from glm_cluster.errors import CheckpointError
 from glm_cluster.text.alphabet import unspell
-from glm_cluster.text.tokenizer_file import TokenizerFile
+from glm_cluster.text.tokenizer_file import Ranges, TokenizerFile, id_ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,6 @@ class Plain:
 
 Segment: TypeAlias = Special | Plain
 Text: TypeAlias = str | tuple[Segment, ...]
-Ranges: TypeAlias = tuple[tuple[int, int], ...]  # half-open
 
 
 class Tokenizer:
@@ -74,7 +73,7 @@ class Tokenizer:
     def unused_ids(self, vocab_size: int) -> Ranges:
         """Return the ids that name no token, of a model with `vocab_size` rows: holes and padding."""
         ids = chain(self._holes, range(self.vocab_size, vocab_size))
-        return _ranges(id for id in ids if id < vocab_size)
+        return id_ranges(id for id in ids if id < vocab_size)
 
     def check_fits(self, *, vocab_size: int, special_ids: Collection[int], where: Path) -> None:
         """Raise CheckpointError naming `where` if this is another model's tokenizer.
@@ -182,14 +181,3 @@ def _token_bytes(vocab: Mapping[str, int], added: Iterable[Mapping[str, Any]]) -
     """Return the bytes of every id; none for ids flagged special, which are never shown."""
     table = {id: unspell(token) for token, id in vocab.items()}
     return table | {token["id"]: b"" if token["special"] else token["content"].encode() for token in added}
-
-
-def _ranges(ids: Iterable[int]) -> Ranges:
-    """Return ascending ids as ranges."""
-    ranges: list[tuple[int, int]] = []
-    for id in ids:
-        if ranges and ranges[-1][1] == id:
-            ranges[-1] = (ranges[-1][0], id + 1)
-        else:
-            ranges.append((id, id + 1))
-    return tuple(ranges)

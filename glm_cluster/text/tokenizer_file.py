@@ -4,12 +4,15 @@ Knows which file to read. Refuses to know how its content encodes text.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from glm_cluster.errors import CheckpointError
 from glm_cluster.text import tiktoken
+
+Ranges: TypeAlias = tuple[tuple[int, int], ...]  # half-open
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +33,28 @@ class TokenizerFile:
         raise CheckpointError(
             f"{path} cannot be read, nor {ranks.name} beside it; a checkpoint needs one of them: fetch it again"
         )
+
+    def unused_ids(self, vocab_size: int) -> Ranges:
+        """What `Tokenizer.unused_ids` says, at a fraction of the cost: who only samples builds no tokenizer."""
+        try:
+            used = {
+                *self.content["model"]["vocab"].values(),
+                *(t["id"] for t in self.content.get("added_tokens") or []),
+            }
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{self.path} cannot be used ({error}); fetch it again") from error
+        return id_ranges(id for id in range(vocab_size) if id not in used)
+
+
+def id_ranges(ids: Iterable[int]) -> Ranges:
+    """Return ascending ids as ranges."""
+    ranges: list[tuple[int, int]] = []
+    for id in ids:
+        if ranges and ranges[-1][1] == id:
+            ranges[-1] = (ranges[-1][0], id + 1)
+        else:
+            ranges.append((id, id + 1))
+    return tuple(ranges)
 
 
 def _byte_level_bpe(path: Path) -> dict[str, Any]:

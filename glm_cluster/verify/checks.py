@@ -12,7 +12,7 @@ from glm_cluster.model.checkpoints.checkpoint import Checkpoint
 from glm_cluster.model.config import GlmConfig
 from glm_cluster.model.rope_parameters import rope_parameters
 from glm_cluster.model.sharding import Sharding
-from glm_cluster.text.tokenizer import Ranges
+from glm_cluster.text.tokenizer_file import Ranges
 from glm_cluster.verify.corpus import CONVERSATIONS, TEXTS
 from glm_cluster.verify.engine_answers import CHUNK_TOKENS, GroupAnswers, Run
 from glm_cluster.verify.oracle import Answer, Ids

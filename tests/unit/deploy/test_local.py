@@ -46,3 +46,13 @@ def test_what_the_raylet_says_of_every_stop_is_not_shown(line: str, is_shown: bo
     filtering = LogDeduplicator(5, None, os.environ["RAY_DEDUP_LOGS_SKIP_REGEX"])
     shown = filtering.deduplicate({"ip": "", "pid": "raylet", "lines": [line]})
     assert [text for batch in shown for text in batch["lines"]] == [line] * is_shown
+
+
+@pytest.mark.parametrize("name", ["RAY_SERVE_FALLBACK_PROXY_HTTP_PORT", "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT"])
+def test_two_clusters_of_one_host_fall_back_to_their_own_proxies(name: str, monkeypatch: pytest.MonkeyPatch):
+    """A cluster that was starting once answered with another one's models: both proxies listened on Serve's port."""
+    from ray.serve._private import constants
+
+    monkeypatch.setattr(os, "environ", {})
+    set_ray_flags()
+    assert int(os.environ[name]) != getattr(constants, name)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from glm_cluster.errors import CheckpointError
 from glm_cluster.text.tokenizer import Plain, Special, Tokenizer
+from glm_cluster.text.tokenizer_file import TokenizerFile
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None)
 
@@ -144,10 +145,14 @@ def test_spans_of_other_ids_are_refused(tiny: Tokenizer) -> None:
 def test_ids_that_name_no_token(tiny_content: dict[str, Any]) -> None:
     tiny_content["added_tokens"][3]["id"] = 265
     del tiny_content["model"]["vocab"]["A"]
-    tokenizer = Tokenizer(tiny_content)
-    assert tokenizer.unused_ids(270) == ((65, 66), (260, 265), (266, 270))
-    assert tokenizer.unused_ids(263) == ((65, 66), (260, 263))
-    assert tokenizer.unused_ids(65) == ()
+    file = TokenizerFile(path=Path("tokenizer.json"), content=tiny_content)
+    for reader in (Tokenizer(tiny_content), file):
+        assert reader.unused_ids(270) == ((65, 66), (260, 265), (266, 270))
+        assert reader.unused_ids(263) == ((65, 66), (260, 263))
+        assert reader.unused_ids(65) == ()
+    tiny_content["model"].pop("vocab")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be used"):
+        file.unused_ids(270)
 
 
 def test_glm4s_padding_rows_name_no_token(glm4: Tokenizer) -> None:
