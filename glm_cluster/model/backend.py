@@ -17,7 +17,7 @@ from glm_cluster.model.checkpoints.checkpoint import ReadProgress
 from glm_cluster.model.checkpoints.weights import OnModule
 from glm_cluster.model.config import GlmConfig
 from glm_cluster.model.kernels.build import Refusal
-from glm_cluster.model.kernels.fused import FusedLayer, FusedNorm
+from glm_cluster.model.kernels.fused import FusedLayer, FusedNorm, FusedStack
 from glm_cluster.model.kernels.native import DTYPES, library
 from glm_cluster.model.kernels.packed import PackedLinear, Quantization
 from glm_cluster.model.kernels.paged import NativeAttention
@@ -69,6 +69,8 @@ class NativeBackend:
             if isinstance(module, DecoderLayer):
                 fused = FusedLayer(native, module, model.config, model.ranks, quantization)
                 decoder.layers[module.self_attn.layer] = fused
+            elif isinstance(module, nn.ModuleList) and model.ranks.size == 1:
+                decoder.layers = nn.ModuleList([FusedStack(native, list(decoder.layers))])
             elif module is decoder.norm:
                 decoder.norm = FusedNorm(native, module)
             elif module is head:

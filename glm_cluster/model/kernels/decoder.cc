@@ -128,6 +128,20 @@ void mlp_half(const Shape& shape, const Layer& layer, const Step& step, const T*
 }
 
 template <typename T>
+void layers(const Shape& shape, const Layer* first, int64_t count, const Step& step, T* x) {
+  T* mixed = scratch<T>(3, 2 * step.tokens * shape.hidden);
+  T* fed = mixed + step.tokens * shape.hidden;
+  for (const Layer* layer = first; layer < first + count; ++layer) {
+    attention_half(shape, *layer, step, x, mixed);
+    mlp_half(shape, *layer, step, x, mixed, x, fed);
+    each_row(step.tokens, [&](int64_t t) {
+      const int64_t at = t * shape.hidden;
+      add(x + at, fed + at, layer->post_mlp_norm, x + at, shape);
+    });
+  }
+}
+
+template <typename T>
 void answer(const Shape& shape, const Cache& cache, const Step& step, const T* q, const T* k, const T* v, T* out) {
   const int64_t kv_width = shape.kv_heads * shape.head_dim;
   for (int64_t t = 0; t < step.tokens; ++t) store_kv(shape, cache, step.slots[t], k + t * kv_width, v + t * kv_width);
@@ -143,6 +157,12 @@ using namespace glm;
 extern "C" void glm_attention_half(const Shape* shape, const Layer* layer, const Step* step, const void* x, void* out) {
   if (shape->dtype == kFloat) attention_half(*shape, *layer, *step, static_cast<const float*>(x), static_cast<float*>(out));
   else attention_half(*shape, *layer, *step, static_cast<const bf16*>(x), static_cast<bf16*>(out));
+}
+
+// All layers of a rank that is alone, in place of x [tokens, hidden]: threads that never leave need no waking.
+extern "C" void glm_layers(const Shape* shape, const Layer* first, int64_t count, const Step* step, void* x) {
+  if (shape->dtype == kFloat) layers(*shape, first, count, *step, static_cast<float*>(x));
+  else layers(*shape, first, count, *step, static_cast<bf16*>(x));
 }
 
 // sum = x + mixed; out = this rank's part of mlp(norm(sum)). All [tokens, hidden]; `mixed` may be overwritten.

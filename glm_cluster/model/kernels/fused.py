@@ -1,9 +1,10 @@
-"""The decoder's modules in their fast form on a CPU: the same computation as `layers`, two native calls a layer.
+"""The decoder's modules in their fast form on a CPU: the same computation as `layers`, in few native calls.
 
 Shape legend: T tokens, H hidden width.
 """
 
 import ctypes
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,10 @@ from glm_cluster.model.sharding import Sharding
 
 
 class FusedLayer(nn.Module):
-    """One decoder layer, made of a plain one, whose weights it packs. Called as the plain one is."""
+    """One decoder layer, made of a plain one, whose weights it packs. Called as the plain one is.
+
+    A call ends wherever ranks add up their parts.
+    """
 
     def __init__(
         self, native: ctypes.CDLL, plain: DecoderLayer, config: GlmConfig, ranks: Ranks, quantization: Quantization
@@ -40,11 +44,11 @@ class FusedLayer(nn.Module):
             )
         ]
         linears = (self._qkv, self._o, self._gate_up, self._down)
-        self._layer = Layer(*(linear.packed for linear in linears), *map(address, self._norms))
-        self._shape = _shape(config, Sharding(config, ranks.rank, ranks.size), plain.input_layernorm.weight.dtype)
+        self.layer = Layer(*(linear.packed for linear in linears), *map(address, self._norms))
+        self.shape = _shape(config, Sharding(config, ranks.rank, ranks.size), plain.input_layernorm.weight.dtype)
 
     def forward(self, x_TH: Tensor, cos_TR: Tensor, sin_TR: Tensor, attend: NativeAttention) -> Tensor:
-        native, shape, layer = self._native, self._shape, self._layer
+        native, shape, layer = self._native, self.shape, self.layer
         step = attend.enter(self._index, shape, layer, cos_TR, sin_TR)
         mixed_TH, sum_TH, fed_TH = (torch.empty_like(x_TH) for _ in range(3))
         native.glm_attention_half(shape, layer, step, address(x_TH), address(mixed_TH))
@@ -53,6 +57,21 @@ class FusedLayer(nn.Module):
         fed_TH = self._ranks.sum(fed_TH)
         native.glm_add(shape, layer, x_TH.shape[0], address(sum_TH), address(fed_TH))
         return sum_TH
+
+
+class FusedStack(nn.Module):
+    """All layers of a rank that is alone, in one native call: called as one layer is."""
+
+    def __init__(self, native: ctypes.CDLL, layers: Sequence[FusedLayer]) -> None:
+        super().__init__()
+        self._native, self._kept, self._shape = native, layers, layers[0].shape
+        self._layers = (Layer * len(layers))(*(layer.layer for layer in layers))
+
+    def forward(self, x_TH: Tensor, cos_TR: Tensor, sin_TR: Tensor, attend: NativeAttention) -> Tensor:
+        out_TH = x_TH.clone()
+        step = attend.enter_all(self._shape, self._layers, cos_TR, sin_TR)
+        self._native.glm_layers(self._shape, self._layers, len(self._layers), step, address(out_TH))
+        return out_TH
 
 
 class FusedNorm(nn.Module):

@@ -75,6 +75,7 @@ _ARGUMENTS = {
     "glm_norm": [c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_float, c_int32],
     "glm_attention_half": [POINTER(Shape), POINTER(Layer), POINTER(Step), c_void_p, c_void_p],
     "glm_mlp_half": [POINTER(Shape), POINTER(Layer), POINTER(Step), c_void_p, c_void_p, c_void_p, c_void_p],
+    "glm_layers": [POINTER(Shape), POINTER(Layer), c_int64, POINTER(Step), c_void_p],
     "glm_add": [POINTER(Shape), POINTER(Layer), c_int64, c_void_p, c_void_p],
     "glm_attend": [POINTER(Shape), POINTER(Cache), POINTER(Step), c_void_p, c_void_p, c_void_p, c_void_p],
 }

@@ -39,6 +39,12 @@ class NativeAttention:
         self._step.cos, self._step.sin = address(cos_TR), address(sin_TR)
         return self._step
 
+    def enter_all(self, shape: Shape, layers: "ctypes.Array[Layer]", cos_TR: Tensor, sin_TR: Tensor) -> Step:
+        """As `enter`, for all layers at once."""
+        for index, layer in enumerate(layers):
+            step = self.enter(index, shape, layer, cos_TR, sin_TR)
+        return step
+
     def __call__(self, index: int, q_TND: Tensor, k_TKD: Tensor, v_TKD: Tensor, /) -> Tensor:
         keys = self._cache.keys[index]
         shape = Shape(heads=q_TND.shape[1], kv_heads=keys.shape[0], head_dim=keys.shape[3], dtype=DTYPES[keys.dtype])

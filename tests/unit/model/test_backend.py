@@ -14,7 +14,7 @@ from glm_cluster.model import backend
 from glm_cluster.model.attention import KvCache, Ragged
 from glm_cluster.model.backend import Backend, NativeBackend, TorchBackend, load_with_backend
 from glm_cluster.model.kernels.build import Refusal
-from glm_cluster.model.kernels.fused import FusedLayer
+from glm_cluster.model.kernels.fused import FusedStack
 from glm_cluster.model.kernels.native import library
 from glm_cluster.model.kernels.packed import PackedLinear
 from glm_cluster.model.layers import DecoderLayer
@@ -72,7 +72,7 @@ def test_both_compute_the_plain_forward(
 def test_modules_are_in_their_fast_form_and_nothing_keeps_the_plain_weights(checkpoint: Callable[..., Path]) -> None:
     model, by = load_with_backend(checkpoint(), ranks=SINGLE)
     assert by.row_multiple == 1
-    assert all(isinstance(layer, FusedLayer) for layer in model.decoder.layers)
+    assert [type(layer) for layer in model.decoder.layers] == [FusedStack]
     assert isinstance(model.lm_head, PackedLinear)
     plain = {name for name, _ in model.named_parameters()}
     assert plain <= {"model.embed_tokens.weight"}
