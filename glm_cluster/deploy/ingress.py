@@ -5,6 +5,7 @@ entrances.
 """
 
 import asyncio
+import gc
 import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -50,6 +51,8 @@ class GlmIngress:
         ]
         self._service = Service(models=self._models, meters=self._meters)
         self._grpc = GlmGrpc(self._service, self._ready, self._meters)
+        gc.collect()
+        gc.freeze()  # what is here now stays, and each full collection would hold the loop up 60 ms to find that out
 
     def _served(self, config: ClusterConfig, model: ModelConfig, fleet: Fleet) -> "ServedModel":
         from glm_cluster.api.service import ServedModel

@@ -3,7 +3,9 @@
     .venv/bin/python tests/bench/serving.py [--dtype bfloat16] [--tp 1] [--tokens 64]
 
 Starts `glm-cluster serve`, streams greedy completions that run to `--tokens` with 1, 16 and 64 clients, and reads each
-process's CPU time from the kernel. The last line printed is one JSON document; results of record are in `results/`.
+process's CPU time from the kernel. What the processes spend when nobody asks for anything is measured too: the fewer
+tokens an engine makes in a second, the more of it falls to each. The last line printed is one JSON document; results
+of record are in `results/`.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import httpx
@@ -26,6 +29,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from support.served import Served, serve_command  # noqa: E402
 
 ROLES = {"haproxy": "haproxy", "GlmIngress": "ingress", "GlmReplica": "replica", "ray::Shard": "engine"}
+IDLE_S = 20.0
 
 
 def main() -> None:
@@ -36,8 +40,10 @@ def main() -> None:
             report = {"ready_s": round(time.monotonic() - started, 1), "runs": []}
             model = served.model_name()
             asyncio.run(_load(served, model, 1, 8))  # first requests pay for imports and caches
+            idle = _idle(served)
+            report["idle_cpu_ms_per_s"] = {role: round(share * 1e3, 1) for role, share in idle.items()}
             for clients in (1, 16, 64):
-                report["runs"].append(_measure(served, model, clients, options.tokens))
+                report["runs"].append(_measure(served, model, clients, options.tokens, idle))
     print(json.dumps({**_about(options), **report}))
 
 
@@ -58,11 +64,21 @@ def _about(options: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def _measure(served: Served, model: str, clients: int, num_tokens: int) -> dict[str, object]:
+def _idle(served: Served) -> dict[str, float]:
+    """CPU seconds a second of each role while nobody asks for anything."""
+    before, started = _cpu_seconds(served), time.monotonic()
+    time.sleep(IDLE_S)
+    wall = time.monotonic() - started
+    return {role: (seconds - before.get(role, 0)) / wall for role, seconds in _cpu_seconds(served).items()}
+
+
+def _measure(served: Served, model: str, clients: int, num_tokens: int, idle: Mapping[str, float]) -> dict[str, object]:
     before, started = _cpu_seconds(served), time.monotonic()
     streams = asyncio.run(_load(served, model, clients, num_tokens))
     wall = time.monotonic() - started
     spent = {role: seconds - before.get(role, 0) for role, seconds in _cpu_seconds(served).items()}
+    outside = sum(seconds for role, seconds in spent.items() if role != "engine")
+    background = wall * sum(share for role, share in idle.items() if role != "engine")
     total = sum(count for count, _ in streams)
     firsts = sorted(first for _, first in streams)
     return {
@@ -71,7 +87,8 @@ def _measure(served: Served, model: str, clients: int, num_tokens: int) -> dict[
         "tokens_per_s": round(total / wall, 1),
         "first_token_p50_s": round(firsts[len(firsts) // 2], 3),
         "cpu_us_per_token": {role: round(seconds / total * 1e6) for role, seconds in spent.items()},
-        "cpu_us_per_token_outside_engine": round(sum(s for role, s in spent.items() if role != "engine") / total * 1e6),
+        "cpu_us_per_token_outside_engine": round(outside / total * 1e6),
+        "of_it_above_idle": round((outside - background) / total * 1e6),
     }
 
 
