@@ -9,6 +9,7 @@ import torch
 
 from glm_cluster.config import EngineConfig
 from glm_cluster.engine import memory
+from glm_cluster.engine.scheduler import DRAFT_ROWS
 from glm_cluster.errors import ConfigError
 from glm_cluster.model.config import GlmConfig
 from glm_cluster.model.sharding import Sharding
@@ -143,7 +144,7 @@ def test_a_model_without_a_vocabulary_to_sample_from_leaves_more_to_the_cache() 
 def test_rows_that_are_sampled_for_drafts_are_counted() -> None:
     engines = [EngineConfig(model="m", max_running=1, speculative_tokens=n) for n in (0, 4)]
     plain, drafting = (memory.activation_bytes(engine, MODEL, Sharding(MODEL, 0, 1)) for engine in engines)
-    assert drafting - plain == 15 * MODEL.vocab_size * 48
+    assert drafting - plain == (DRAFT_ROWS - 1) * MODEL.vocab_size * 48
 
 
 def test_host_pages_are_mapped_lazily() -> None:
