@@ -26,7 +26,7 @@ class EngineConfig:
     quantization: QuantizationName = "none"  # int8: weights by output row, activations by token; CPU only
     max_running: int = 64  # sequences in one step
     max_waiting: int = 1024  # requests queued before an engine answers 429
-    step_tokens: int = 512  # token budget of one step
+    step_tokens: int = 256  # token budget of one step: a long prompt holds the others up for one such step at a time
     block_tokens: int = 16  # slots in a KV block
     speculative_tokens: int = 7  # most tokens guessed from a request's own text in one step; 0: none
     kv_cache_bytes: int | None = None  # a rank's share; None: from free memory
