@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self, TypeAlias, get_args
 
 from glm_cluster.errors import ConfigError
@@ -52,6 +52,8 @@ class EngineConfig:
         _check_choice("dtype", config.dtype, get_args(DtypeName))
         _check_choice("device", config.device, get_args(DeviceName))
         _check_choice("quantization", config.quantization, get_args(QuantizationName))
+        if config.quantization != "none" and config.device == "auto":
+            config = replace(config, device="cpu")
         if config.quantization != "none" and config.device == "cuda":
             raise ConfigError(
                 f"quantization {config.quantization} is computed on CPUs alone; leave it out, or use device cpu"

@@ -182,11 +182,12 @@ def _kernels(weights: "Sequence[Tensor]") -> list[Multiply]:
     from glm_cluster.model.kernels.build import Refusal
     from glm_cluster.model.kernels.native import DTYPES, library
     from glm_cluster.model.kernels.packed import PackedLinear
+    from glm_cluster.model.threads import usable_cores
 
     native = library()
     if isinstance(native, Refusal) or weights[0].dtype not in DTYPES:
         return []
-    native.glm_set_threads(torch.get_num_threads())
+    native.glm_set_threads(min(torch.get_num_threads(), usable_cores()))
     packed = []
     for weight in weights:
         num_out, num_in = weight.shape

@@ -1,6 +1,6 @@
 """What a step answers with: sampled tokens, label logits, or hidden states. The one place that tells tasks apart.
 
-Shape legend: R rows (a multiple of 8), H hidden width, W labels or H, V vocabulary.
+Shape legend: R rows (a multiple of the backend's `row_multiple`), H hidden width, W labels or H, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ IdRanges: TypeAlias = tuple[tuple[int, int], ...]
 class Head(Protocol):
     """Turns the hidden rows that a batch wants into its output. Called on every rank; only rank 0 answers.
 
-    The rows are padded to a multiple of 8, so that a row's bits do not depend on how many others there are.
+    The rows are padded as the backend asks, so that a row's bits do not depend on how many others there are.
     """
 
     def __call__(self, x_RH: Tensor, batch: Batch) -> StepOutput: ...

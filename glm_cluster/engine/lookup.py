@@ -8,7 +8,7 @@ from collections.abc import Sequence
 # The longest suffix that occurred before is the best reason. In answers of the demo model a fourth token added nothing,
 # and guesses after a single one, a comma say, were wrong so often that they kept the good ones away.
 SUFFIXES = (3, 2)
-_WINDOW = 2**17  # tokens back that are looked at: a prompt of a million would take a second to index
+_WINDOW = 2**15  # tokens back that are looked at: more would hold a step up while they are indexed
 _LONGEST_PAUSE = 32  # steps: where every guess is wrong, guessing costs one step in a hundred or less
 
 

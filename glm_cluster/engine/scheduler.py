@@ -4,7 +4,7 @@ There is no prefill phase and no decode phase: every sequence has tokens known a
 the gap under a token budget. Oldest first; when blocks run out, the youngest running sequence gives its blocks back
 and is computed again later. An encode request is a sequence that ends when its prompt is computed.
 
-A small step takes guesses along in rows that would be padding: each right one saves a step. What is sampled decides, so
+A small step takes guesses along in rows that cost little: each right one saves a step. What is sampled decides, so
 that tokens are those of a run without.
 """
 

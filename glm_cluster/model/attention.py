@@ -125,6 +125,9 @@ def _attend_sequences(q_STND: Tensor, positions_ST: Tensor, blocks_SC: Tensor, k
     num_kv_heads, head_dim = keys.shape[0], keys.shape[-1]
     per_kv_head = q_STND.shape[2] // num_kv_heads
     k_KSJWD, v_KSJWD = (_tiles(x, blocks_SC) for x in (keys, values))
+    slots_JW = torch.arange(v_KSJWD[0, 0, :, :, 0].numel(), device=keys.device).view(-1, TILE_SLOTS)
+    unseen_SJW = slots_JW > positions_ST.amax(1)[:, None, None]
+    v_KSJWD.masked_fill_(unseen_SJW.unsqueeze(-1), 0.0)  # what a block's last owner left may be NaN, and 0 * NaN is NaN
     q_KSMD = torch.unflatten(q_STND.float(), 2, (num_kv_heads, per_kv_head)).permute(2, 0, 1, 3, 4).flatten(2, 3)
     positions_SM = positions_ST.repeat_interleave(per_kv_head, dim=1)
     pad = -q_KSMD.shape[2] % ROW_MULTIPLE

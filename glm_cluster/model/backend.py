@@ -24,6 +24,7 @@ from glm_cluster.model.kernels.paged import NativeAttention
 from glm_cluster.model.layers import DecoderLayer
 from glm_cluster.model.loading import Opened, open_model
 from glm_cluster.model.ranks import Ranks
+from glm_cluster.model.threads import usable_cores
 from glm_cluster.records import Task
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class NativeBackend:
     def put_into(self, model: Any, quantization: Quantization) -> OnModule:
         """What puts the fast form of each module in the place of the plain one as soon as that has its weights."""
         native, decoder = self._native, model.decoder
-        native.glm_set_threads(torch.get_num_threads())
+        native.glm_set_threads(min(torch.get_num_threads(), usable_cores()))
         head, score = getattr(model, "lm_head", None), getattr(model, "score", None)
 
         def put(module: nn.Module) -> None:
@@ -96,7 +97,7 @@ def load_with_backend(
     the native one has, before any weight is read.
     """
     opened = open_model(directory, ranks=ranks, dtype=dtype, task=task)
-    native = _native_for(opened)
+    native = _agreed(_native_for(opened), ranks)
     if isinstance(native, ctypes.CDLL):
         backend = NativeBackend(native)
         return opened.fill(on_read, backend.put_into(opened.model, quantization)), backend
@@ -105,6 +106,12 @@ def load_with_backend(
     if ranks.device.type == "cpu":
         logger.warning("Computing with torch's own operations, several times slower: %s", native.reason)
     return opened.fill(on_read), TorchBackend()
+
+
+def _agreed(native: ctypes.CDLL | Refusal, ranks: Ranks) -> ctypes.CDLL | Refusal:
+    """The kernels if every rank of the group has them: ranks must cut their steps into the same rows."""
+    have_all = ranks.least(int(isinstance(native, ctypes.CDLL)))
+    return native if have_all or isinstance(native, Refusal) else Refusal(reason="Another rank of the group has none.")
 
 
 def _native_for(opened: Opened) -> ctypes.CDLL | Refusal:

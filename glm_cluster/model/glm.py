@@ -1,4 +1,5 @@
-"""The decoder and its language-model head. The same modules run unsharded and sharded, offline and in the engine.
+"""The decoder and its language-model head. The same modules run unsharded and sharded, offline and in
+the engine, which may put faster forms of them in their place (`backend`).
 
 Source: HF `GlmModel`, `GlmForCausalLM`, `Glm4Model`, `Glm4ForCausalLM` (transformers 5.0.0rc1 and 5.23).
 Parameter names are HF's.

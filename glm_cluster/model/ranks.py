@@ -116,7 +116,7 @@ class Ranks:
         return torch.cat(parts, dim=-1) if parts else None
 
     def least(self, value: int) -> int:
-        """The smallest `value` of any rank. Used once, at start-up."""
+        """The smallest `value` of any rank. Used at start-up only."""
         if self._group is None:
             return value
         x = torch.tensor([value], dtype=torch.int64, device=self.device)

@@ -1,4 +1,4 @@
-"""A tensor-parallel group whose ranks are threads of this process: real gloo collectives, nothing to clean up.
+"""A tensor-parallel group whose ranks are threads of this process: real collectives, nothing to clean up.
 
 Slower than processes and good for comparing numbers, never for serving.
 """
@@ -31,7 +31,7 @@ def on_every_rank(size: int, work: Callable[[int], T]) -> list[T]:
 
 
 def join_group(size: int) -> list[Ranks]:
-    """A gloo group of `size` threads, by rank."""
+    """A group of `size` threads, by rank."""
     from torch.distributed import HashStore  # type: ignore[attr-defined]
 
     store = HashStore()

@@ -133,3 +133,11 @@ def test_whole_numbers_do_where_a_fraction_may_stand() -> None:
         {"model": "m", "step_deadline_s": 5, "request_timeout_s": 60, "max_migrations": 0}
     )
     assert (config.models[0].engine.step_deadline_s, config.request_timeout_s, config.max_migrations) == (5, 60, 0)
+
+
+def test_int8_is_for_cpus_and_chooses_one_where_the_device_is_open() -> None:
+    assert EngineConfig.from_mapping({"model": "/m", "quantization": "int8"}).device == "cpu"
+    with pytest.raises(ConfigError, match="computed on CPUs alone"):
+        EngineConfig.from_mapping({"model": "/m", "quantization": "int8", "device": "cuda"})
+    with pytest.raises(ConfigError, match="quantization must be one of none, int8"):
+        EngineConfig.from_mapping({"model": "/m", "quantization": "int4"})

@@ -116,7 +116,9 @@ class TensorFile:
 
         entry = self._header[name]
         stored: torch.dtype = getattr(torch, TORCH_NAMES[entry.dtype])
-        target = _empty(shard.shape, dtype or stored, device, entry.start % _ALIGNED_BYTES)
+        as_mapped = dtype in (None, stored) and torch.device(device).type == "cpu"
+        offset = entry.start % _ALIGNED_BYTES if as_mapped else 0
+        target = _empty(shard.shape, dtype or stored, device, offset)
         filled = 0
         for start, stop in shard.ranges:
             part = target.narrow(shard.dim, filled, stop - start)
@@ -180,7 +182,8 @@ class TensorFile:
 def _empty(shape: tuple[int, ...], dtype: "torch.dtype", device: "torch.device | str", offset: int) -> "Tensor":
     """Memory that lies within its cache line as the stored tensor does in the file.
 
-    MKL's bits depend on it (measured, in products with one row), and Hugging Face computes on the mapped file.
+    MKL's bits depend on it (measured, in products with one row), and Hugging Face computes on the mapped file; what it
+    converts or moves to another device has memory of its own.
     """
     import torch
 

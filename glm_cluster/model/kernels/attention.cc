@@ -341,7 +341,8 @@ void attend(const Shape& shape, const Cache& cache, const Step& step, const T* q
     parallel(count, [&](int b) { whole(BlockTask<T>(shape, cache, step, q, stride, blocks[b]), blocks[b], out); });
     return;
   }
-  std::vector<float> mixed(floats);
+  static thread_local std::vector<float> mixed;
+  if (static_cast<int64_t>(mixed.size()) < floats) mixed.resize(floats);
   std::vector<Seen> parts(num_parts);
   float* free = mixed.data();
   for (int b = 0; b < count; ++b)

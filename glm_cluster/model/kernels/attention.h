@@ -4,7 +4,7 @@
 
 namespace glm {
 
-// Keys and values of token t of the step, which came as rows of `stride` elements, into their slot.
+// Keys and values of one token, [kv_heads, head_dim] each, into their slot.
 template <typename T>
 void store_kv(const Shape& shape, const Cache& cache, int64_t slot, const T* k, const T* v);
 

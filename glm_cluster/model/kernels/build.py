@@ -22,7 +22,7 @@ from pathlib import Path
 from glm_cluster.model.kernels.cpu import Cpu
 
 SWITCH = "GLM_CLUSTER_KERNELS"  # an environment variable: "off" refuses the kernels
-# No -ffast-math and no contraction: the same bits from every compiler.
+# No -ffast-math and no contraction: a sum has the order that the source gives it.
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fno-math-errno", "-ffp-contract=off", "-pthread")
 
 _SOURCES = Path(__file__).parent

@@ -1,5 +1,5 @@
 // needs: avx512f avx512bw avx512vl avx512_bf16 avx512_vnni
-// One decoder layer in two calls, each up to where ranks add up their parts. The order of operations and of roundings is
+// Decoder layers: all of a lone rank in one call, else each in calls that end where ranks add up their parts. The order of operations and of roundings is
 // HF's (`GlmDecoderLayer`, `GlmRMSNorm`, `apply_rotary_pos_emb`, `GlmMLP`); sums are in fp32 in an order of our own.
 #include <algorithm>
 #include <cmath>

@@ -2,6 +2,7 @@
 #include "linear.h"
 
 #include <algorithm>
+#include <limits>
 #include <vector>
 
 #include "team.h"
@@ -59,11 +60,17 @@ void multiply(int rows, const int32_t* x, int64_t x_stride, const int32_t* panel
   }
 }
 
+// The largest magnitude; NaN if there is one, which a maximum would forget.
 template <typename T>
 float largest_of(const T* row, int64_t columns) {
   __m512 peak = _mm512_setzero_ps();
-  for (int64_t c = 0; c < columns; c += 16) peak = _mm512_max_ps(peak, _mm512_abs_ps(load(row + c, lanes(columns - c))));
-  return _mm512_reduce_max_ps(peak);
+  __mmask16 broken = 0;
+  for (int64_t c = 0; c < columns; c += 16) {
+    const __m512 value = load(row + c, lanes(columns - c));
+    broken |= _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+    peak = _mm512_max_ps(peak, _mm512_abs_ps(value));
+  }
+  return broken ? std::numeric_limits<float>::quiet_NaN() : _mm512_reduce_max_ps(peak);
 }
 
 // Rows as unsigned bytes around 128, each with its own scale: a neighbour cannot move them.

@@ -52,6 +52,15 @@ def test_bits_do_not_depend_on_the_chunks(cuts: list[int]) -> None:
     assert torch.equal(_run(cuts, table, 130), _run([7, 50, 130], list(range(1, 10)), 130))
 
 
+def test_what_a_block_s_last_owner_left_does_not_show() -> None:
+    q, k, v = _qkv(5)
+    ragged = Ragged(range(BLOCK, BLOCK + 5), [0], [5], [0], [(1,)])
+    clean, stale = _cache(4), _cache(4)
+    stale.keys[0].fill_(float("nan"))
+    stale.values[0].fill_(float("nan"))
+    assert torch.equal(PagedAttention(stale, ragged)(0, q, k, v), PagedAttention(clean, ragged)(0, q, k, v))
+
+
 def test_trailing_zero_tiles_do_not_change_a_sum() -> None:
     x = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(1))
     padded = torch.cat([x, torch.zeros(2, 3, 12, 8)], dim=2)

@@ -110,6 +110,17 @@ def test_int8_without_kernels_is_refused_before_weights_are_read(
 
 
 @needs_kernels
+def test_where_one_rank_has_no_kernels_none_uses_them(
+    checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ranks cut their steps into the same rows, or their sums would not meet."""
+    monkeypatch.setattr(Ranks, "least", lambda self, value: 0)
+    _, by = load_with_backend(checkpoint(), ranks=SINGLE)
+    assert isinstance(by, TorchBackend)
+    assert "Another rank" in caplog.text
+
+
+@needs_kernels
 def test_int8_stays_near_the_plain_forward(checkpoint: Callable[..., Path]) -> None:
     directory = checkpoint(hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_key_value_heads=3)
     wanted = load_model(directory, ranks=SINGLE, dtype="float32").decoder(torch.tensor([IDS])).last_hidden_state[0]

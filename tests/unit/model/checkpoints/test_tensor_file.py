@@ -102,3 +102,14 @@ def test_a_file_that_went_away_is_a_sentence(write: Callable[[str], Path]) -> No
     path.unlink()
     with pytest.raises(CheckpointError, match="cannot be read"), TensorFile.open(path, header, [].append):
         pass
+
+
+def test_a_tensor_lies_in_its_cache_line_as_in_the_file_unless_it_is_converted(
+    write: Callable[[str], Path],
+) -> None:
+    """Hugging Face computes on the mapped file, and MKL's bits depend on it."""
+    path = write("float32")
+    start = read_header(path)["x"].start
+    assert start % 64, "the test needs a file that is not aligned"
+    assert read(path, SHARDS["whole"]).data_ptr() % 64 == start % 64
+    assert read(path, SHARDS["whole"], torch.bfloat16).data_ptr() % 64 == 0

@@ -109,6 +109,17 @@ def test_int8_of_nothing_is_nothing() -> None:
     assert packed(_x(2, 64, torch.bfloat16))[:, 3].abs().max() == 0
 
 
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_a_row_with_nan_says_so_and_spoils_no_other(quantization: str) -> None:
+    packed = PackedLinear(native, [_linear(64, 70, torch.bfloat16)], quantization)
+    x = _x(9, 64, torch.bfloat16)
+    wanted = packed(x)
+    x[4, 3] = float("nan")
+    got = packed(x)
+    assert got[4].isnan().all()
+    assert torch.equal(torch.cat([got[:4], got[5:]]), torch.cat([wanted[:4], wanted[5:]]))
+
+
 def test_int8_takes_half_the_memory() -> None:
     sizes = [PackedLinear(native, [_linear(1024, 1024, torch.bfloat16)], way).num_bytes for way in ("int8", "none")]
     assert sizes[0] < 0.51 * sizes[1]
