@@ -1,7 +1,7 @@
 """Our engine beside llama.cpp and OpenVINO GenAI, by turns in one window: tokens per second, medians and ratios.
 
-    .venv/bin/python tests/bench/peers.py --model DIR [--dtype bfloat16] [--rounds 3] [--works WORK ...]
-        [--llama-bench FILE --gguf FILE ...] [--openvino-python FILE --openvino-model DIR ...]
+    .venv/bin/python tests/bench/peers.py --model DIR [--dtype bfloat16] [--quantization none] [--rounds 3]
+        [--works WORK ...] [--llama-bench FILE --gguf FILE ...] [--openvino-python FILE --openvino-model DIR ...]
 
 DIR holds the checkpoint; a GGUF file and OpenVINO's directory hold the same model in the peer's own format. The peers
 are installed by hand, outside this checkout: llama.cpp with `llama-batched-bench` beside `llama-bench`, OpenVINO in an
@@ -66,7 +66,7 @@ class Contestant(Protocol):
 class Ours:
     """An engine of one rank in this process. Prompts are other ones each time, so that no cached prefix helps."""
 
-    def __init__(self, directory: Path, dtype: str) -> None:
+    def __init__(self, directory: Path, dtype: str, quantization: str) -> None:
         from glm_cluster.config import EngineConfig
         from glm_cluster.engine.engine import open_engine
         from glm_cluster.text.tokenizer import Tokenizer
@@ -74,6 +74,7 @@ class Ours:
         share_cores(1)
         self._tokenizer = Tokenizer.from_directory(directory)
         settings = {"model": str(directory), "dtype": dtype, "device": "cpu", "kv_cache_bytes": 1 << 30}
+        settings["quantization"] = quantization
         self._engine = open_engine(EngineConfig.from_mapping(settings))
         self._seeds = count()
         self.tokens_per_s(WARM_UP)
@@ -147,7 +148,7 @@ def open_vino(python: Path, directory: Path) -> Iterator[OpenVino]:
 def main() -> None:
     options, load_before = _options(), os.getloadavg()[0]
     with ExitStack() as stack:
-        contestants: dict[str, Contestant] = {"ours": Ours(options.model, options.dtype)}
+        contestants: dict[str, Contestant] = {"ours": Ours(options.model, options.dtype, options.quantization)}
         for file in options.gguf:
             contestants[f"llama.cpp {file.stem}"] = LlamaCpp(options.llama_bench, file)
         for directory in options.openvino_model:
@@ -199,6 +200,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--quantization", default="none")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS))
     parser.add_argument("--llama-bench", type=Path)
