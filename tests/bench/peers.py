@@ -74,7 +74,7 @@ class Ours:
         share_cores(1)
         self._tokenizer = Tokenizer.from_directory(directory)
         settings = {"model": str(directory), "dtype": dtype, "device": "cpu", "kv_cache_bytes": 1 << 30}
-        settings["quantization"] = quantization
+        settings |= {"quantization": quantization, "speculative_tokens": 0}  # like with like
         self._engine = open_engine(EngineConfig.from_mapping(settings))
         self._seeds = count()
         self.tokens_per_s(WARM_UP)
