@@ -10,7 +10,12 @@ from random import Random
 
 _REQUEST_TOKENS = 128  # a request inside a replica delays the next one as much as this many tokens to compute
 _WAITING_TOKENS = 512  # and one that has not begun as this many more
-_HALF_LIFE_S = 0.5  # of the prompts sent from here; that they were computed, no report says
+_HALF_LIFE_S = 0.5  # of the prompts sent from here; that they were computed, only the end of the request says
+
+
+def left_of(num_tokens: float, seconds: float) -> float:
+    """Tokens thought not to be computed yet, so long after they were sent."""
+    return num_tokens * float(0.5 ** (seconds / _HALF_LIFE_S))
 
 
 @dataclass(slots=True)
@@ -21,7 +26,7 @@ class _Replica:
     backlog_at: float = 0.0
 
     def backlog_now(self, now: float) -> float:
-        return self.backlog and self.backlog * 0.5 ** ((now - self.backlog_at) / _HALF_LIFE_S)
+        return self.backlog and left_of(self.backlog, now - self.backlog_at)
 
 
 class Loads:
@@ -67,11 +72,15 @@ class Loads:
             known.backlog = known.backlog_now(now) + num_tokens
             known.backlog_at = now
 
-    def end(self, replica: str) -> None:
-        """Count one less."""
+    def end(self, replica: str, num_tokens: int, sent_at: float) -> None:
+        """Count one less; what is still thought to be left of its tokens is done, whatever an older report says."""
         self._in_flight[replica] -= 1
         if not self._in_flight[replica]:
             del self._in_flight[replica]
+        if (known := self._replicas.get(replica)) is not None:
+            now = self._clock()
+            known.backlog = max(0.0, known.backlog_now(now) - left_of(num_tokens, now - sent_at))
+            known.backlog_at = now
 
     def in_flight(self, replica: str) -> int:
         """Requests sent from here that have not ended."""

@@ -13,9 +13,8 @@ from typing import NamedTuple
 from glm_cluster.deploy.loads import Loads
 from glm_cluster.deploy.prefixes import BLOCK, Prefixes, prefix_hashes
 
-_SAMPLE = (
-    4  # replicas looked at beside those that know the prompt; of two fronts that took the least loaded, both would
-)
+# Replicas looked at beside those that know the prompt; of two fronts that took the least loaded, both would.
+_SAMPLE = 4
 _PREFIX_WEIGHT = 2.0  # a token that need not be computed also takes no second place in a cache
 _UNROUTED_S = 5.0  # a choice that never became a call stops counting after this
 
@@ -26,6 +25,14 @@ class _Offer(NamedTuple):
     at: float
     hashes: Sequence[int]
     num_tokens: int
+
+
+class _Sent(NamedTuple):
+    """A call under way."""
+
+    replica: str
+    num_tokens: int  # to compute
+    at: float
 
 
 class Placement:
@@ -42,7 +49,7 @@ class Placement:
         self._clock = clock
         self._prefixes = Prefixes()
         self._loads = Loads(random or Random(), clock)
-        self._calls: dict[str, str] = {}  # call -> replica
+        self._calls: dict[str, _Sent] = {}
         self._offers: OrderedDict[str, _Offer] = OrderedDict()  # call -> what was offered for it
 
     def report(self, replica: str, held: int, waiting: int = 0) -> None:
@@ -73,15 +80,16 @@ class Placement:
 
     def routed(self, call: str, replica: str) -> None:
         """Note that `replica`, which need not be the best, took the call."""
-        if (offer := self._offers.pop(call, None)) is not None and self._calls.get(call) != replica:
+        offer, sent = self._offers.pop(call, None), self._calls.get(call)
+        if offer is not None and (sent is None or sent.replica != replica):
             self.done(call)
             self._send(call, replica, offer.hashes, offer.num_tokens)
 
     def done(self, call: str) -> None:
         """Forget a call that ended."""
         self._offers.pop(call, None)
-        if (replica := self._calls.pop(call, None)) is not None:
-            self._loads.end(replica)
+        if (sent := self._calls.pop(call, None)) is not None:
+            self._loads.end(sent.replica, sent.num_tokens, sent.at)
 
     def in_flight(self, replica: str) -> int:
         """Calls now counted at `replica`."""
@@ -108,7 +116,7 @@ class Placement:
         return [replica for _, _, _, replica in sorted(costs)]
 
     def _send(self, call: str, replica: str, hashes: Sequence[int], num_tokens: int) -> None:
-        self._calls[call] = replica
+        self._calls[call] = _Sent(replica, num_tokens, self._clock())
         self._loads.send(replica, num_tokens)
         self._prefixes.note(hashes, replica)
 

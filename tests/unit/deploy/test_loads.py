@@ -58,7 +58,7 @@ def test_a_report_counts_what_was_sent_from_here_once(loads: Loads, clock: Clock
     loads.report("a", 3, 0)
     assert loads.tokens("a", clock.now) == before
     for _ in range(3):
-        loads.end("a")
+        loads.end("a", 0, clock.now)
     assert loads.tokens("a", clock.now) == 0
 
 
@@ -81,6 +81,19 @@ def test_prompts_to_compute_are_forgotten_as_they_are_computed(loads: Loads, clo
     assert (full, half, empty) == (pytest.approx(empty + 4000), pytest.approx(empty + 2000), pytest.approx(empty))
 
 
+def test_the_end_of_a_call_takes_back_what_is_left_of_its_own_tokens_alone(loads: Loads, clock: Clock):
+    loads.report("a", 0, 0)
+    loads.send("a", 4000)
+    clock.now += 0.5
+    loads.send("a", 1000)
+    both = loads.tokens("a", clock.now)
+    loads.end("a", 4000, 0.0)
+    one = loads.tokens("a", clock.now)
+    loads.end("a", 1000, 0.5)
+    assert (both, one) == (pytest.approx(2 * 128 + 3000), pytest.approx(128 + 1000))
+    assert loads.tokens("a", clock.now) == pytest.approx(0)
+
+
 def test_one_out_of_service_is_not_offered_and_its_calls_stay_counted(loads: Loads, clock: Clock):
     loads.report("a", 0, 0)
     loads.report("b", 0, 0)
@@ -90,7 +103,7 @@ def test_one_out_of_service_is_not_offered_and_its_calls_stay_counted(loads: Loa
     loads.correct("a", 7)
     assert (loads.some(5), loads.tokens("a", clock.now), loads.in_flight("a")) == (["b"], None, 1)
     loads.report("a", 1, 0)
-    loads.end("a")
+    loads.end("a", 10, clock.now)
     assert loads.tokens("a", clock.now) == 0
 
 
