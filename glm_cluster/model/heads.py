@@ -44,7 +44,7 @@ class _Classifier(PretrainedModel):
     @property
     def num_labels(self) -> int:
         """Outputs of the head."""
-        return self.score.out_features
+        return self.config.num_labels
 
     def shards(self) -> dict[str, Shard]:
         """This rank's part of each tensor, by the name it has in a whole checkpoint."""

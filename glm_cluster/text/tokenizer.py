@@ -17,7 +17,7 @@ import tokenizers
 
 from glm_cluster.errors import CheckpointError
 from glm_cluster.text.alphabet import unspell
-from glm_cluster.text.tokenizer_file import Ranges, TokenizerFile, id_ranges
+from glm_cluster.text.tokenizer_file import Ranges, TokenizerFile, unused_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Tokenizer:
         self.special_ids: Mapping[str, int] = MappingProxyType({token["content"]: token["id"] for token in added})
         self.frame = _frame(content.get("post_processor"))
         self._token_bytes = tuple(table.get(id, b"") for id in range(max(table) + 1))
-        self._holes = tuple(id for id in range(len(self._token_bytes)) if id not in table)
+        self._used = frozenset(table)
         self._bpe = _without_added_tokens(content)
 
     @classmethod
@@ -72,8 +72,7 @@ class Tokenizer:
 
     def unused_ids(self, vocab_size: int) -> Ranges:
         """Return the ids that name no token, of a model with `vocab_size` rows: holes and padding."""
-        ids = chain(self._holes, range(self.vocab_size, vocab_size))
-        return id_ranges(id for id in ids if id < vocab_size)
+        return unused_ids(self._used, vocab_size)
 
     def check_fits(self, *, vocab_size: int, special_ids: Collection[int], where: Path) -> None:
         """Raise CheckpointError naming `where` if this is another model's tokenizer.
@@ -85,7 +84,7 @@ class Tokenizer:
                 f"the tokenizer in {where} has a token with id {self.vocab_size - 1}, but the model's vocabulary has "
                 f"{vocab_size} rows; it is another model's: fetch the checkpoint again"
             )
-        if nameless := [id for id in special_ids if not 0 <= id < self.vocab_size or id in self._holes]:
+        if nameless := [id for id in special_ids if id not in self._used]:
             raise CheckpointError(
                 f"the tokenizer in {where} has no token with id {nameless[0]}, with which the model's config.json ends "
                 "or pads; it is another model's: fetch the checkpoint again"
