@@ -76,7 +76,7 @@ def build(sources: Path, cache: Path, cpu: Cpu) -> Native | Refusal:
     try:
         recipe = _recipe(compiler, sources, cpu)
         try:
-            return _load(_cached(recipe, cache))
+            return _load_cached(recipe, cache)
         except OSError:  # a cache that cannot be written, locked or mapped
             with tempfile.TemporaryDirectory(prefix="glm_cluster-") as folder:
                 return _load(_compile(recipe, Path(folder)))
@@ -130,6 +130,14 @@ def _recipe(compiler: tuple[str, ...], folder: Path, cpu: Cpu) -> _Recipe:
 def _needs(source: Path) -> set[str]:
     first, _, _ = source.read_text(encoding="utf-8").partition("\n")
     return set(first.removeprefix(_NEEDS).split()) if first.startswith(_NEEDS) else set()
+
+
+def _load_cached(recipe: _Recipe, cache: Path) -> Native:
+    try:
+        return _load(_cached(recipe, cache))
+    except OSError:  # half a library, after a power cut
+        (cache / f"{recipe.key}.so").unlink(missing_ok=True)
+        return _load(_cached(recipe, cache))
 
 
 def _cached(recipe: _Recipe, cache: Path) -> Path:

@@ -10,6 +10,7 @@ import pytest
 from glm_cluster.model.kernels import build as module
 from glm_cluster.model.kernels.build import SWITCH, Native, Refusal, build, cache_directory, native_kernels
 from glm_cluster.model.kernels.cpu import Cpu
+from glm_cluster.model.kernels.native import NEEDS, library
 
 CPU = Cpu(description="a", features=frozenset({"avx2"}))
 
@@ -138,3 +139,23 @@ def test_the_cache_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_directory() == tmp_path / ".cache" / "glm_cluster" / "kernels"
+
+
+def test_a_host_that_can_run_the_kernels_has_them() -> None:
+    """Their own tests skip where they are refused: here a source that no longer compiles is a failure."""
+    if lacking := set(NEEDS) - Cpu.of_host().features:
+        pytest.skip(f"this CPU has no {', '.join(sorted(lacking))}")
+    if os.environ.get(SWITCH, "").lower() == "off":
+        pytest.skip(f"{SWITCH} is off")
+    assert not isinstance(library(), Refusal), library()
+
+
+def test_a_cached_library_that_is_damaged_is_made_again(sources: Path, tmp_path: Path, compiler: Path) -> None:
+    cache = tmp_path / "cache"
+    build(sources, cache, CPU)
+    (cached,) = cache.glob("*.so")
+    cached.unlink()  # the old one is mapped
+    cached.write_bytes(b"half a library")
+    assert _answer(build(sources, cache, CPU)) == 40
+    assert _answer(build(sources, cache, CPU)) == 40
+    assert _calls(compiler) == 4
