@@ -9,13 +9,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from glm_cluster.model.attention import KvCache
 from glm_cluster.model.config import GlmConfig
 from glm_cluster.model.kernels.native import DTYPES, Layer, Shape, address
-from glm_cluster.model.kernels.packed import PackedLinear, Quantization
-from glm_cluster.model.kernels.paged import NativeAttention
+from glm_cluster.model.kernels.packed import PackedLinear
+from glm_cluster.model.kernels.paged import NativeAttention, point_at
 from glm_cluster.model.layers import DecoderLayer, RMSNorm
 from glm_cluster.model.ranks import Ranks
 from glm_cluster.model.sharding import Sharding
+from glm_cluster.records import Quantization
 
 
 class FusedLayer(nn.Module):
@@ -30,6 +32,7 @@ class FusedLayer(nn.Module):
         super().__init__()
         attention, mlp = plain.self_attn, plain.mlp
         self._native, self._ranks, self._index = native, ranks, attention.layer
+        self._cache: KvCache | None = None
         self._qkv = PackedLinear(native, [attention.q_proj, attention.k_proj, attention.v_proj], quantization)
         self._o = PackedLinear(native, [attention.o_proj], quantization)
         self._gate_up = PackedLinear(native, [mlp.gate_up_proj], quantization)
@@ -49,7 +52,10 @@ class FusedLayer(nn.Module):
 
     def forward(self, x_TH: Tensor, cos_TR: Tensor, sin_TR: Tensor, attend: NativeAttention) -> Tensor:
         native, shape, layer = self._native, self.shape, self.layer
-        step = attend.enter(self._index, shape, layer, cos_TR, sin_TR)
+        if attend.cache is not self._cache:
+            self._cache = attend.cache
+            point_at(self._cache, self._index, shape, [layer])
+        step = attend.step(cos_TR, sin_TR)
         mixed_TH, sum_TH, fed_TH = (torch.empty_like(x_TH) for _ in range(3))
         native.glm_attention_half(shape, layer, step, address(x_TH), address(mixed_TH))
         mixed_TH = self._ranks.sum(mixed_TH)
@@ -64,12 +70,17 @@ class FusedStack(nn.Module):
 
     def __init__(self, native: ctypes.CDLL, layers: Sequence[FusedLayer]) -> None:
         super().__init__()
-        self._native, self._kept, self._shape = native, layers, layers[0].shape
+        self._native, self._shape = native, layers[0].shape
+        self._owners = layers  # of what the structures point into
+        self._cache: KvCache | None = None
         self._layers = (Layer * len(layers))(*(layer.layer for layer in layers))
 
     def forward(self, x_TH: Tensor, cos_TR: Tensor, sin_TR: Tensor, attend: NativeAttention) -> Tensor:
         out_TH = x_TH.clone()
-        step = attend.enter_all(self._shape, self._layers, cos_TR, sin_TR)
+        if attend.cache is not self._cache:
+            self._cache = attend.cache
+            point_at(self._cache, 0, self._shape, self._layers)
+        step = attend.step(cos_TR, sin_TR)
         self._native.glm_layers(self._shape, self._layers, len(self._layers), step, address(out_TH))
         return out_TH
 

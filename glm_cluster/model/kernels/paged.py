@@ -4,6 +4,7 @@ Shape legend: T query tokens, N query heads, K KV heads, D head width, S sequenc
 """
 
 import ctypes
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ class NativeAttention:
     """
 
     def __init__(self, native: ctypes.CDLL, cache: KvCache, ragged: Ragged) -> None:
-        self._native, self._cache = native, cache
+        self._native, self.cache = native, cache
         first_block = [0]
         for table in ragged.tables:
             first_block.append(first_block[-1] + len(table))
@@ -31,29 +32,28 @@ class NativeAttention:
         self._step = Step(len(ragged.slots), len(ragged.tables), address(self._slots_T), None, None, *rows)
         self._step.blocks = address(self._blocks)
 
-    def enter(self, index: int, shape: Shape, layer: Layer, cos_TR: Tensor, sin_TR: Tensor) -> Step:
-        """Point `shape` and `layer` at the cache of layer `index`; the step, with its cosines and sines."""
-        keys = self._cache.keys[index]
-        shape.num_blocks, shape.block_tokens = keys.shape[1], keys.shape[2]
-        layer.cache = self._of(index)
+    def step(self, cos_TR: Tensor, sin_TR: Tensor) -> Step:
+        """The step's rows, with their cosines and sines."""
         self._step.cos, self._step.sin = address(cos_TR), address(sin_TR)
         return self._step
 
-    def enter_all(self, shape: Shape, layers: "ctypes.Array[Layer]", cos_TR: Tensor, sin_TR: Tensor) -> Step:
-        """As `enter`, for all layers at once."""
-        for index, layer in enumerate(layers):
-            step = self.enter(index, shape, layer, cos_TR, sin_TR)
-        return step
-
     def __call__(self, index: int, q_TND: Tensor, k_TKD: Tensor, v_TKD: Tensor, /) -> Tensor:
-        keys = self._cache.keys[index]
+        keys = self.cache.keys[index]
         shape = Shape(heads=q_TND.shape[1], kv_heads=keys.shape[0], head_dim=keys.shape[3], dtype=DTYPES[keys.dtype])
         shape.num_blocks, shape.block_tokens = keys.shape[1], keys.shape[2]
         q_TND, k_TKD, v_TKD = q_TND.contiguous(), k_TKD.contiguous(), v_TKD.contiguous()
         out_TND = torch.empty_like(q_TND)
         pointers = map(address, (q_TND, k_TKD, v_TKD, out_TND))
-        self._native.glm_attend(shape, self._of(index), self._step, *pointers)
+        self._native.glm_attend(shape, _of(self.cache, index), self._step, *pointers)
         return out_TND
 
-    def _of(self, index: int) -> Cache:
-        return Cache(address(self._cache.keys[index]), address(self._cache.values[index]))
+
+def point_at(cache: KvCache, first: int, shape: Shape, layers: Iterable[Layer]) -> None:
+    """Let layers `first`, `first` + 1, ... keep their keys and values in `cache`."""
+    shape.num_blocks, shape.block_tokens = cache.keys[first].shape[1:3]
+    for index, layer in enumerate(layers, first):
+        layer.cache = _of(cache, index)
+
+
+def _of(cache: KvCache, index: int) -> Cache:
+    return Cache(address(cache.keys[index]), address(cache.values[index]))
