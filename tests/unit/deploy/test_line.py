@@ -7,7 +7,7 @@ request has one row of one number, which is its first byte: the sum of its promp
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -97,13 +97,6 @@ class Ingress:
             assert body is not None
             got.append(Tokens.unpack(body))
         return got
-
-
-@pytest.fixture
-def context() -> Iterator[zmq.Context]:
-    context = zmq.Context()
-    yield context
-    context.destroy(linger=0)
 
 
 @pytest.fixture

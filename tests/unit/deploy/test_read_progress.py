@@ -13,13 +13,6 @@ Shown = list[tuple[int, int]]
 
 
 @pytest.fixture
-def context() -> Iterator[zmq.Context]:
-    context = zmq.Context()
-    yield context
-    context.destroy(linger=0)
-
-
-@pytest.fixture
 def shown() -> Shown:
     return []
 
