@@ -9,11 +9,12 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, get_args
 
 from glm_cluster import __version__
 from glm_cluster.bench.command import add_bench
 from glm_cluster.errors import ConfigError, GlmError
+from glm_cluster.records import Quantization
 
 if TYPE_CHECKING:
     from glm_cluster.deploy.local import Endpoints
@@ -24,7 +25,7 @@ T = TypeVar("T")
 
 DEMO = "demo"
 DEVICES = ("auto", "cpu", "cuda")
-QUANTIZATIONS = ("none", "int8")
+QUANTIZATIONS = get_args(Quantization)
 QUANTIZATION_HELP = "int8: matrices and activations in bytes, on CPUs: half the memory, faster, less exact"
 TASKS = ("generate", "classify", "classify-tokens", "embed")
 HOST, PORT, GRPC_PORT = "127.0.0.1", 8000, 9000

@@ -6,11 +6,10 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self, TypeAlias, get_args
 
 from glm_cluster.errors import ConfigError
-from glm_cluster.records import Task
+from glm_cluster.records import Quantization, Task
 
 DtypeName: TypeAlias = Literal["auto", "float32", "bfloat16"]
 DeviceName: TypeAlias = Literal["auto", "cpu", "cuda"]
-QuantizationName: TypeAlias = Literal["none", "int8"]
 PlacementName: TypeAlias = Literal["STRICT_PACK", "PACK", "SPREAD", "STRICT_SPREAD"]
 
 
@@ -23,7 +22,7 @@ class EngineConfig:
     tp: int = 1  # ranks in the tensor-parallel group
     dtype: DtypeName = "auto"  # auto: what config.json says
     device: DeviceName = "auto"  # auto: cuda when there is one
-    quantization: QuantizationName = "none"  # int8: weights by output row, activations by token; CPU only
+    quantization: Quantization = "none"  # int8: weights by output row, activations by token; CPU only
     max_running: int = 64  # sequences in one step
     max_waiting: int = 1024  # requests queued before an engine answers 429
     step_tokens: int = 256  # token budget of one step: a long prompt holds the others up for one such step at a time
@@ -51,7 +50,7 @@ class EngineConfig:
         _check_choice("task", config.task, get_args(Task))
         _check_choice("dtype", config.dtype, get_args(DtypeName))
         _check_choice("device", config.device, get_args(DeviceName))
-        _check_choice("quantization", config.quantization, get_args(QuantizationName))
+        _check_choice("quantization", config.quantization, get_args(Quantization))
         if config.quantization != "none" and config.device == "auto":
             config = replace(config, device="cpu")
         if config.quantization != "none" and config.device == "cuda":

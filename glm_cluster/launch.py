@@ -23,15 +23,8 @@ if TYPE_CHECKING:  # ray
     from glm_cluster.deploy.local import Endpoints
 
 DEMO = "demo"
-_SETTINGS = (
-    "tp",
-    "dtype",
-    "device",
-    "quantization",
-    "task",
-    "max_model_len",
-    "speculative_tokens",
-)  # flags named as settings are
+# Flags that are named as the settings are.
+_SETTINGS = ("tp", "dtype", "device", "quantization", "task", "max_model_len", "speculative_tokens")
 QUESTION = "What is the capital of France?"
 _ROUTES: Mapping[Task, str] = {
     "classify": "/v1/classify",

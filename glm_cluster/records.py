@@ -14,6 +14,10 @@ Pooling: TypeAlias = Literal["last", "mean", "tokens"]
 """Of which tokens an encoded prompt has rows: its last one, the mean of all, or each."""
 
 
+Quantization: TypeAlias = Literal["none", "int8"]
+"""In what a CPU multiplies: the model's dtype, or bytes with a scale for each row of weights and for each token."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How to turn logits into tokens. Validated at the wire; the engine trusts it.

@@ -9,7 +9,9 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
+
+from glm_cluster.records import Quantization
 
 if TYPE_CHECKING:
     from glm_cluster.bench.floor import Floor
@@ -52,7 +54,9 @@ def _add_throughput(benches: "Commands") -> None:
     parser.add_argument("--max-tokens", type=_count, metavar="T", default=128, help="of each answer (default 128)")
     parser.add_argument("--rounds", type=_count, metavar="N", default=3, help="warm runs after the first (default 3)")
     parser.add_argument("--seed", type=_number, metavar="N", default=0, help="of the prompts (default 0)")
-    parser.add_argument("--quantization", choices=("none", "int8"), default="none", help="of weights and activations")
+    parser.add_argument(
+        "--quantization", choices=get_args(Quantization), default="none", help="of weights and activations"
+    )
     parser.add_argument(
         "--speculative-tokens", type=_number, metavar="N", default=0, help="most tokens guessed in a step (default 0)"
     )

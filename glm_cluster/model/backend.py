@@ -18,14 +18,14 @@ from glm_cluster.model.checkpoints.weights import OnModule
 from glm_cluster.model.config import GlmConfig
 from glm_cluster.model.kernels.build import Refusal
 from glm_cluster.model.kernels.fused import FusedLayer, FusedNorm, FusedStack
-from glm_cluster.model.kernels.native import DTYPES, library
-from glm_cluster.model.kernels.packed import PackedLinear, Quantization
+from glm_cluster.model.kernels.native import library
+from glm_cluster.model.kernels.packed import PackedLinear
 from glm_cluster.model.kernels.paged import NativeAttention
 from glm_cluster.model.layers import DecoderLayer
 from glm_cluster.model.loading import Opened, open_model
 from glm_cluster.model.ranks import Ranks
 from glm_cluster.model.threads import usable_cores
-from glm_cluster.records import Task
+from glm_cluster.records import Quantization, Task
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ def _native_for(opened: Opened) -> ctypes.CDLL | Refusal:
 
 def _unfit(config: GlmConfig, dtype: torch.dtype, tp: int) -> Refusal | None:
     """What the kernels do not do; every published GLM passes."""
-    if dtype not in DTYPES:
+    if dtype not in (torch.bfloat16, torch.float32):
         return Refusal(reason=f"The native kernels compute in bfloat16 and float32, not {dtype}.")
     if config.hidden_act not in ("silu", "swish"):
         return Refusal(reason=f"The native kernels have no {config.hidden_act}.")

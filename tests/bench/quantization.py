@@ -23,8 +23,8 @@ from torch import Tensor  # noqa: E402
 from glm_cluster.bench.host import about  # noqa: E402
 from glm_cluster.launch import model_directory  # noqa: E402
 from glm_cluster.model.backend import load_with_backend  # noqa: E402
-from glm_cluster.model.kernels.packed import Quantization  # noqa: E402
 from glm_cluster.model.ranks import Ranks  # noqa: E402
+from glm_cluster.records import Quantization  # noqa: E402
 from glm_cluster.text.tokenizer import Plain, Tokenizer  # noqa: E402
 from glm_cluster.verify.engine_answers import paged_logits  # noqa: E402
 

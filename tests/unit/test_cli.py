@@ -226,6 +226,13 @@ def test_speculation_is_a_flag_and_a_setting(number: int) -> None:
     assert f"(default {model.engine.speculative_tokens}; 0: none)" in _help("serve")
 
 
+def test_int8_is_a_flag_and_a_setting() -> None:
+    file = ServeFile(args={"model": "/m", "quantization": "int8"})
+    for given, expected in (([], "int8"), (["--quantization", "none"], "none")):
+        (model,) = ClusterConfig.from_mapping(serve_args(parse("serve", *given), file)).models
+        assert model.engine.quantization == expected
+
+
 def _help(command: str) -> str:
     (commands,) = (a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
     return " ".join(commands.choices[command].format_help().split())

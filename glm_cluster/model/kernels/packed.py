@@ -1,20 +1,18 @@
 """A linear layer whose weight lies as the kernels read it. One layout serves one row and many.
 
-Shape legend: R rows, K columns in, N columns out, P words of a packed row.
+Shape legend: K columns in, N columns out.
 """
 
 import ctypes
 import mmap
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from glm_cluster.model.kernels.native import DTYPES, Weight, address
-
-Quantization: TypeAlias = Literal["none", "int8"]
+from glm_cluster.records import Quantization
 
 PANEL_ROWS = 64
 

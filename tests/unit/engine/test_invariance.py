@@ -166,3 +166,24 @@ def test_a_request_comes_out_as_it_does_alone(
         name, prompt = one.request_id, len(one.prompt)
         assert_same(together[name], alone[name], prompt)
         assert_same(again[name], alone[name], prompt, done[name])
+
+
+def test_int8_reaches_the_engine_and_stays_near(
+    checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A setting that nobody read would give the same numbers."""
+    if isinstance(refusal := library(), Refusal):
+        pytest.skip(refusal.reason)
+    rows: list[torch.Tensor] = []
+
+    def spy(logits: torch.Tensor, params: Sequence[SamplingParams], positions: Sequence[int]) -> list[int]:
+        rows.append(logits[0].float())
+        return sample(logits, params, positions)
+
+    monkeypatch.setattr(heads, "sample", spy)
+    request = GenerationRequest(request_id="r", prompt=SHARED, sampling=SamplingParams(max_tokens=1, temperature=0.0))
+    for quantization in ("none", "int8"):
+        drain(open_engine(ALONE.config(checkpoint(), "bfloat16", quantization)), [request])
+    plain, bytes_ = rows
+    assert not torch.equal(plain, bytes_)
+    assert torch.nn.functional.cosine_similarity(plain, bytes_, dim=0) > 0.9
