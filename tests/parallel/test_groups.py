@@ -18,6 +18,7 @@ pytestmark = pytest.mark.parallel
 
 CASES = [
     ({}, 2),
+    ({"model_type": "glm4"}, 2),  # norms after the sums
     ({}, 4),  # 2 KV heads on 4 ranks: replicated
     ({"num_attention_heads": 6, "num_key_value_heads": 3, "intermediate_size": 96, "tie_word_embeddings": True}, 3),
     ({"attention_bias": False, "vocab_size": 299}, 2),  # an odd vocabulary: the last share is padded

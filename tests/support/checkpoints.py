@@ -43,7 +43,9 @@ def write_checkpoint(
     import transformers
 
     torch.manual_seed(seed)
-    model = getattr(transformers, CLASSES[task])(transformers.GlmConfig(**{**TINY, **changes}))
+    family = "Glm4" if changes.pop("model_type", "glm") == "glm4" else "Glm"
+    config = getattr(transformers, f"{family}Config")(**{**TINY, **changes})
+    model = getattr(transformers, CLASSES[task].replace("Glm", family))(config)
     for name, parameter in model.named_parameters():
         if name.endswith(("bias", "norm.weight")):
             torch.nn.init.normal_(parameter, mean=1.0 if "norm" in name else 0.0, std=0.3)

@@ -48,7 +48,7 @@ def _hidden(model: Any, by: Backend) -> Tensor:
     [
         {},
         {"attention_bias": True},
-        {"model_type": "glm4", "architectures": ["Glm4ForCausalLM"]},
+        {"model_type": "glm4"},
         {"num_attention_heads": 4, "num_key_value_heads": 1},
         {"hidden_size": 66, "intermediate_size": 90, "head_dim": 22, "partial_rotary_factor": 1.0},
     ],
