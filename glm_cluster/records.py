@@ -23,16 +23,39 @@ class SamplingParams:
     """How to turn logits into tokens. Validated at the wire; the engine trusts it.
 
     temperature 0 is greedy. `None` switches a filter off. Position p of a sequence draws its random number from
-    (seed, p) alone, so a request can be re-entered anywhere.
+    (seed, p) alone, and everything else here is a function of the tokens so far, so a request can be re-entered
+    anywhere. Penalties as OpenAI's (over the output) and, `repetition_penalty`, HF's (over prompt and output).
     """
 
     max_tokens: int
+    min_tokens: int = 0  # of output, before which no stop token is sampled
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
     seed: int = 0  # 0 <= seed < 2**63
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, what is added to its logit)
+    allowed_token_ids: tuple[int, ...] | None = None  # None: all
+    bad_words: tuple[tuple[int, ...], ...] = ()  # ids that never follow one another in the output
     stop_token_ids: tuple[int, ...] = ()
+    logprobs: int | None = None  # None: none; 0: the sampled token's; k: those of the k likeliest too
+    prompt_logprobs: int | None = None  # the same of the prompt's tokens
+    grammar: "Grammar | None" = None
+
+
+GrammarKind: TypeAlias = Literal["json", "json_schema", "regex", "choice", "lark"]
+"""json: any JSON object; choice: a JSON list of strings, one of which is the text; lark: a context-free grammar."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What the text of an output must match as a whole."""
+
+    kind: GrammarKind
+    source: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +76,15 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """How likely the model found one token, before anything of `SamplingParams` changed that (natural logarithm)."""
+
+    logprob: float
+    rank: int  # 1: the likeliest
+    top: tuple[tuple[int, float], ...] = ()  # (token id, logprob) of the likeliest, best first
+
+
+@dataclass(frozen=True, slots=True)
 class TokenEvent:
     """New tokens of one request after one step. `start` is the index of tokens[0] in the request's output.
 
@@ -68,6 +100,9 @@ class TokenEvent:
     finish: FinishReason | None = None
     num_cached_tokens: int = 0  # prompt tokens taken from the prefix cache
     encoded: "Encoded | None" = None  # of an encode request, with its `finish`
+    logprobs: tuple[TokenLogprobs, ...] = ()  # one for each of `tokens`, where asked for
+    # One for each token of the prompt, where asked for, with the first tokens; the first token has none.
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

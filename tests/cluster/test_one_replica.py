@@ -10,7 +10,7 @@ import grpc
 import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from support.cluster import RANK, Case, RunningCluster, all_at_once, events, eventually, stream_ids
+from support.cluster import RANK, AtToken, Case, RunningCluster, all_at_once, events, eventually, stream_ids
 
 from glm_cluster.api.proto import glm_pb2, glm_pb2_grpc
 
@@ -141,12 +141,13 @@ async def test_health_on_both_wires(cluster: RunningCluster):
 async def test_a_killed_group_comes_back_and_health_tells(cluster: RunningCluster, cases: MakeCases):
     """The only rank there is: the stream waits for the next group and goes on with the same ids."""
     (case,) = cases(1, seed=6, max_tokens=(600, 600))
+    case = replace(case, sampling={**case.sampling, "prompt_lookup_num_tokens": 0})  # one token at a time
     (rank,) = cluster.processes(RANK)
+    begun = AtToken(5, rank.kill)
     async with httpx.AsyncClient(base_url=cluster.http_url, timeout=120) as client:
-        stream = asyncio.create_task(stream_ids(client, case))
-        await asyncio.sleep(0.3)
-        rank.kill()
+        stream = asyncio.create_task(stream_ids(client, case, on_tokens=begun))
         await asyncio.to_thread(eventually, lambda: not cluster.healthy(), "health turns red", timeout_s=5)
+        begun.check()
         assert not stream.done()
         assert tuple(await stream) == case.expected
     assert cluster.healthy()
