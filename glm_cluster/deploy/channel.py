@@ -195,7 +195,7 @@ def _request_out(request: Request) -> list[Any]:
     if isinstance(request, EncodeRequest):
         return ["encode", *head, request.pooling]
     sampling = {name: getattr(request.sampling, name) for name in SamplingParams.__slots__}
-    return ["generate", *head, request.output, request.max_drafts, sampling]
+    return ["generate", *head, request.output, request.max_drafts, request.priority, request.cache_salt, sampling]
 
 
 def _request_in(row: Sequence[Any]) -> Request:
@@ -203,7 +203,7 @@ def _request_in(row: Sequence[Any]) -> Request:
     if kind == "encode":
         (pooling,) = rest
         return EncodeRequest(request_id=request_id, attempt=attempt, prompt=tuple(prompt), pooling=pooling)
-    output, max_drafts, sampling = rest
+    output, max_drafts, priority, cache_salt, sampling = rest
     sampling["stop_token_ids"] = tuple(sampling["stop_token_ids"])
     return GenerationRequest(
         request_id=request_id,
@@ -211,6 +211,8 @@ def _request_in(row: Sequence[Any]) -> Request:
         prompt=tuple(prompt),
         output=tuple(output),
         max_drafts=max_drafts,
+        priority=priority,
+        cache_salt=cache_salt,
         sampling=SamplingParams(**sampling),
     )
 

@@ -2,7 +2,7 @@
 
 from typing import TypeAlias
 
-from glm_cluster.engine.blocks import ROOT_HASH, block_hash
+from glm_cluster.engine.blocks import ROOT_HASH, block_hash, root_hash
 from glm_cluster.engine.lookup import PromptLookup
 from glm_cluster.engine.plan import Pooled
 from glm_cluster.records import EncodeRequest, GenerationRequest
@@ -22,6 +22,7 @@ class Sequence:
         self.sampling = request.sampling if isinstance(request, GenerationRequest) else None
         self.pooling = request.pooling if isinstance(request, EncodeRequest) else None
         self.pooled: Pooled | None = None
+        self.priority = request.priority if isinstance(request, GenerationRequest) else 0
         self.tokens = [*request.prompt, *(request.output if isinstance(request, GenerationRequest) else ())]
         self.max_len = len(request.prompt) + max_tokens
         self.num_computed = 0
@@ -31,6 +32,7 @@ class Sequence:
         self.lookup = PromptLookup()
         self._max_drafts = max_drafts
         self._block_tokens = block_tokens
+        self._root_hash = root_hash(request.cache_salt) if isinstance(request, GenerationRequest) else ROOT_HASH
         self._hashes: list[bytes] = []
 
     @property
@@ -67,6 +69,6 @@ class Sequence:
         count = num_tokens // self._block_tokens
         while len(self._hashes) < count:
             start = len(self._hashes) * self._block_tokens
-            parent = self._hashes[-1] if self._hashes else ROOT_HASH
+            parent = self._hashes[-1] if self._hashes else self._root_hash
             self._hashes.append(block_hash(parent, self.tokens[start : start + self._block_tokens]))
         return self._hashes[:count]
