@@ -7,6 +7,7 @@ import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
+from glm_cluster.api.answers import collect
 from glm_cluster.api.calls import CallContext, status_of
 from glm_cluster.api.edge import edge
 from glm_cluster.api.encoding_messages import (
@@ -20,16 +21,15 @@ from glm_cluster.api.encoding_messages import (
 from glm_cluster.api.encodings import classify, classify_tokens, embed
 from glm_cluster.api.health import HealthMethods
 from glm_cluster.api.messages import (
-    chat_chunk,
+    ChunkWriter,
     chat_request,
     chat_response,
     completion_request,
-    generate_chunk,
     model_message,
 )
 from glm_cluster.api.proto import glm_pb2
-from glm_cluster.api.replies import Head
-from glm_cluster.api.service import Service, collect
+from glm_cluster.api.replies import Head, asked
+from glm_cluster.api.service import Service
 from glm_cluster.metrics import Meters
 
 
@@ -45,12 +45,14 @@ class GlmGrpc(HealthMethods):
         """Answer a conversation in one message."""
         with status_of(context), edge(self._meters, "grpc", "chat"):
             request_id = _unique("chatcmpl-")
-            parsed = await self._service.read(lambda: chat_request(request), size_bytes=request.ByteSize())
+            parsed = await self._service.read(
+                lambda: chat_request(request, stream=False), size_bytes=request.ByteSize()
+            )
             prepared = await self._service.prepare_chat(request_id, parsed)
             head = Head(id=request_id, model=parsed.model)
             async with aclosing(self._service.stream(prepared)) as deltas:
-                answer = await collect(deltas)
-            return chat_response(head, answer, prepared.generation.prompt if parsed.return_token_ids else None)
+                answers = await collect(deltas)
+            return chat_response(head, answers, asked(parsed, prepared))
 
     async def ChatStream(
         self, request: glm_pb2.ChatRequest, context: CallContext
@@ -58,29 +60,25 @@ class GlmGrpc(HealthMethods):
         """Answer a conversation token by token."""
         with status_of(context), edge(self._meters, "grpc", "chat_stream"):
             request_id = _unique("chatcmpl-")
-            parsed = await self._service.read(lambda: chat_request(request), size_bytes=request.ByteSize())
+            parsed = await self._service.read(lambda: chat_request(request, stream=True), size_bytes=request.ByteSize())
             prepared = await self._service.prepare_chat(request_id, parsed)
-            head = Head(id=request_id, model=parsed.model)
-            prompt_ids = prepared.generation.prompt if parsed.return_token_ids else None
+            writer = ChunkWriter(Head(id=request_id, model=parsed.model), asked(parsed, prepared))
             async with aclosing(self._service.stream(prepared)) as deltas:
                 async for delta in deltas:
-                    yield chat_chunk(head, delta, prompt_ids, parsed.return_token_ids)
-                    prompt_ids = None
+                    yield writer.chat(delta)
 
     async def Generate(
         self, request: glm_pb2.GenerateRequest, context: CallContext
     ) -> AsyncGenerator[glm_pb2.GenerateChunk, None]:
-        """Continue a prompt token by token."""
+        """Continue prompts token by token."""
         with status_of(context), edge(self._meters, "grpc", "generate"):
             request_id = _unique("cmpl-")
             parsed = await self._service.read(lambda: completion_request(request), size_bytes=request.ByteSize())
             prepared = await self._service.prepare_completion(request_id, parsed)
-            head = Head(id=request_id, model=parsed.model)
-            prompt_ids = prepared.generation.prompt if parsed.return_token_ids else None
+            writer = ChunkWriter(Head(id=request_id, model=parsed.model), asked(parsed, prepared))
             async with aclosing(self._service.stream(prepared)) as deltas:
                 async for delta in deltas:
-                    yield generate_chunk(head, delta, prompt_ids, parsed.return_token_ids)
-                    prompt_ids = None
+                    yield writer.continuation(delta)
 
     async def Classify(self, request: glm_pb2.ClassifyRequest, context: CallContext) -> glm_pb2.ClassifyResponse:
         """Label inputs."""

@@ -1,8 +1,9 @@
 """Decide what each step computes. Touches block numbers and token ids, never a tensor.
 
 There is no prefill phase and no decode phase: every sequence has tokens known and tokens computed, and a step closes
-the gap under a token budget. Oldest first, among those of one priority; when blocks run out, the youngest running sequence gives its blocks back
-and is computed again later. An encode request is a sequence that ends when its prompt is computed.
+the gap under a token budget. Oldest first, among those of one priority; when blocks run out, the youngest running
+sequence gives its blocks back and is computed again later. An encode request is a sequence that ends when its prompt
+is computed.
 
 A small step takes guesses along in rows that cost little: each right one saves a step. What is sampled decides, so
 that tokens are those of a run without.
