@@ -1,8 +1,8 @@
 """Tool calls as GLM-4 writes them: the tool's name, a line break, the arguments.
 
 One output may have several segments with `<|assistant|>` between them. A segment is a call of a function if its first
-line is the name of one and all the rest is a JSON object, and a call of one of All Tools if its first line is that name;
-anything else is text. So a function's arguments are known for a call only at the end of their segment, and come in one
+line is the name of one and all the rest is a JSON object, and a call of one of All Tools if its first line is its name.
+Anything else is text. So a function's arguments are known for a call only at the end of their segment, and come in one
 piece, unless the caller knows better (`certain`: a grammar allows nothing else).
 """
 
@@ -95,24 +95,25 @@ class Glm4Calls:
 
     def _judged(self, head: str) -> tuple[_Segment, str, list[Piece]]:
         """What a segment is that begins so, what of `head` it still has to read, and what to say at once."""
-        line, line_break, body = head[: self._head_limit].lstrip().partition("\n")
-        line = line.strip()
+        line, line_break, _ = head[: self._head_limit].lstrip().partition("\n")
+        name = line.strip()
         if not line_break:
-            undecided = len(head) < self._head_limit and any(name.startswith(line) for name in self._body_keys)
+            undecided = len(head) < self._head_limit and any(known.startswith(name) for known in self._body_keys)
             return (_Head(head), "", []) if undecided else (_Text(), head, [])
-        if line not in self._body_keys:
-            return _Text(), head, []
-        body = head.lstrip().partition("\n")[2]
-        if (key := self._body_keys[line]) is not None:
+        if name in self._body_keys:
+            return self._named(head, name, head.lstrip().partition("\n")[2])
+        return _Text(), head, []
+
+    def _named(self, head: str, name: str, body: str) -> tuple[_Segment, str, list[Piece]]:
+        """The same, of a segment whose first line is the name of a tool."""
+        if (key := self._body_keys[name]) is not None:
             # an answer that only begins with this word has the line break of answers before it
-            return (_Text(), head, []) if head.startswith("\n") else self._started(line, f'{{"{key}": "', body)
+            return (_Text(), head, []) if head.startswith("\n") else self._started(name, f'{{"{key}": "', body)
         if not body:
             return _Head(head), "", []
         if not body.startswith("{"):
             return _Text(), head, []
-        if self._certain:
-            return self._started(line, "", body)
-        return _Function(line), head, []
+        return self._started(name, "", body) if self._certain else (_Function(name), head, [])
 
     def _started(self, name: str, opening: str, body: str) -> tuple[_Segment, str, list[Piece]]:
         index, self._num_calls = self._num_calls, self._num_calls + 1

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,7 @@ def test_how_an_output_is_cut_changes_nothing(text: str, data: st.DataObject, fa
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=len(text))))
     bounds = [0, *cuts, len(text)]
     streamed = reader(family, state)
-    pieces = [piece for start, end in zip(bounds, bounds[1:], strict=False) for piece in streamed.push(text[start:end])]
+    pieces = [piece for start, end in pairwise(bounds) for piece in streamed.push(text[start:end])]
     assert joined([*pieces, *streamed.finish()]) == parse(reader(family, state), text)
 
 
