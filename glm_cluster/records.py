@@ -64,7 +64,8 @@ class GenerationRequest:
 
     `output` holds the ids that an earlier attempt already emitted (re-entry): generation goes on after them, and
     `max_tokens` counts them. `attempt` tells the attempts of one request apart on the side channel. `max_drafts` bounds
-    the tokens guessed in one step, which changes when tokens come and never which; None leaves it to the engine.
+    the tokens guessed in one step, which changes when tokens come and never which; None leaves it to the engine. Of the
+    requests that wait, those of the lowest `priority` begin first. Only requests of one `cache_salt` share a prefix.
     """
 
     request_id: str
@@ -73,6 +74,8 @@ class GenerationRequest:
     output: tuple[int, ...] = ()
     attempt: int = 0
     max_drafts: int | None = None
+    priority: int = 0
+    cache_salt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,7 +196,8 @@ def _request_out(request: Request) -> list[Any]:
     head = [request.request_id, request.attempt, request.prompt]
     if isinstance(request, EncodeRequest):
         return ["encode", *head, request.pooling]
-    return ["generate", *head, request.output, request.max_drafts, _sampling_out(request.sampling)]
+    sampling = _sampling_out(request.sampling)
+    return ["generate", *head, request.output, request.max_drafts, request.priority, request.cache_salt, sampling]
 
 
 def _request_in(row: Sequence[Any]) -> Request:
@@ -204,13 +205,15 @@ def _request_in(row: Sequence[Any]) -> Request:
     if kind == "encode":
         (pooling,) = rest
         return EncodeRequest(request_id=request_id, attempt=attempt, prompt=tuple(prompt), pooling=pooling)
-    output, max_drafts, sampling = rest
+    output, max_drafts, priority, cache_salt, sampling = rest
     return GenerationRequest(
         request_id=request_id,
         attempt=attempt,
         prompt=tuple(prompt),
         output=tuple(output),
         max_drafts=max_drafts,
+        priority=priority,
+        cache_salt=cache_salt,
         sampling=_sampling_in(sampling),
     )
 

@@ -1,13 +1,15 @@
 """Decide what each step computes. Touches block numbers and token ids, never a tensor.
 
 There is no prefill phase and no decode phase: every sequence has tokens known and tokens computed, and a step closes
-the gap under a token budget. Oldest first; when blocks run out, the youngest running sequence gives its blocks back
-and is computed again later. An encode request is a sequence that ends when its prompt is computed.
+the gap under a token budget. Oldest first, among those of one priority; when blocks run out, the youngest running
+sequence gives its blocks back and is computed again later. An encode request is a sequence that ends when its prompt is
+computed.
 
 A small step takes guesses along in rows that cost little: each right one saves a step. What is sampled decides, so
 that tokens are those of a run without.
 """
 
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
@@ -29,7 +31,7 @@ class Scheduler:
     """Waiting and running sequences over one block pool.
 
     Invariant: waiting sequences hold no blocks and no rows; running ones hold exactly the blocks of their computed
-    tokens, plus those of the plan in flight.
+    tokens, plus those of the plan in flight. Those that wait stand by priority, then by age.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class Scheduler:
         if (finish := _finish_reason(sequence)) is not None:
             self._events.append(_event(sequence, (), finish))
         else:
-            self._waiting.append(sequence)
+            self._waiting.insert(bisect_right(self._waiting, sequence.priority, key=_priority), sequence)
 
     def _max_tokens(self, request: Request) -> int:
         """The most output there may be: what was asked for, within the model's length."""
@@ -164,6 +166,7 @@ class Scheduler:
         """Assert the invariants of scheduler and pool. Call between steps."""
         self._pool.check()
         assert all(not s.blocks and s.pooled is None and not s.scores for s in self._waiting)
+        assert list(self._waiting) == sorted(self._waiting, key=_priority)
         held = {b for s in self._running.values() for b in s.blocks}
         assert len(held) == self._pool.num_blocks - self._pool.num_free
         for s in self._running.values():
@@ -238,7 +241,7 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         del self._running[_key(sequence)]
         self._drop(sequence)
-        self._waiting.appendleft(sequence)
+        self._waiting.insert(bisect_left(self._waiting, sequence.priority, key=_priority), sequence)
 
     def _drop(self, sequence: Sequence) -> None:
         """Forget what was computed of a sequence."""
@@ -291,6 +294,10 @@ def sequence_key(request_id: str, attempt: int) -> str:
 
 def _key(sequence: Sequence) -> str:
     return sequence_key(sequence.request.request_id, sequence.request.attempt)
+
+
+def _priority(sequence: Sequence) -> int:
+    return sequence.priority
 
 
 def _slice(sequence: Sequence, count: int) -> Slice:
