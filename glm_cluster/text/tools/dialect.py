@@ -5,11 +5,12 @@ renamed or trained on keeps its way of calling.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from glm_cluster.text.tools.output import Family
+from glm_cluster.text.tools.tool import Tool
 
 ToolParser: TypeAlias = Literal["auto", "glm4", "glm45", "glm47", "none"]
 """The setting of that name. auto: told from the checkpoint; none: calls stay text."""
@@ -32,6 +33,10 @@ class Dialect:
     tools: Literal["variable", "message", "text"]  # `tools`, a key of the first system message, or its content
     calls: Literal["tool_calls", "metadata", "text"]  # keys of an assistant's message, or its content
     result_role: Literal["tool", "observation", "user"]
+
+    def understood(self, tools: Iterable[Tool]) -> tuple[Tool, ...]:
+        """The tools as the model knows them: only GLM-4-9B-Chat's template describes All Tools."""
+        return tuple(tool if self.tools == "message" else tool.as_function() for tool in tools)
 
 
 def dialect_of(
