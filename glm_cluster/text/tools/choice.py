@@ -24,6 +24,8 @@ _BODIES = {  # of GLM-4's All Tools
     "cogview": _ANYTHING,
 }
 _ONE_WAY = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # as models write JSON
+_STRICT = {"lenient": False, "coerce_one_of": False}  # refuse what cannot be enforced
+_LENIENT = {"lenient": True, "coerce_one_of": True}
 
 _MAY_ADD = {"$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas", "patternProperties"}  # more properties
 
@@ -41,43 +43,57 @@ def forced_calls(tools: Sequence[Tool], family: Family, specials: Collection[str
     else:
         line_break = "\n" if family == "glm45" else ""
         between = _quoted(line_break) if line_break else ""  # a literal may not be empty
-        rules = [_tagged_rules(index, tool, line_break) for index, tool in enumerate(tools)]
+        rules = [[*_Tagged(index, tool, line_break, specials).rules()] for index, tool in enumerate(tools)]
     start = f"start: call ({between} call)*" if parallel and between is not None else "start: call"
     call = "call: " + " | ".join(f"call_{index}" for index in range(len(tools)))
     return Grammar("lark", "\n".join((start, call, *(line for lines in rules for line in lines), "")))
 
 
 def _glm4_rules(index: int, tool: Tool) -> list[str]:
-    body = _BODIES[tool.name] if tool.built_in else f"%json {json.dumps(_call_schema(tool))}"
+    body = _BODIES[tool.name] if tool.built_in else _json(_call_schema(tool), tool, None)
     return [f"call_{index}: {_quoted(tool.name + chr(10))} body_{index}", f"body_{index}: {body}"]
 
 
-def _tagged_rules(index: int, tool: Tool, line_break: str) -> list[str]:
-    """Each argument in the schema's order, those that are not required optional."""
-    schema = _call_schema(tool)
-    properties: Mapping[str, Any] = schema.get("properties") or {}
-    required = schema.get("required") or ()
-    arguments = [f"argument_{index}_{place}{'' if name in required else '?'}" for place, name in enumerate(properties)]
-    opening, closing = _quoted(f"{glm45.OPEN}{tool.name}{line_break}"), _quoted(glm45.CLOSE)
-    lines = [" ".join((f"call_{index}:", opening, *arguments, closing))]
-    for place, (name, value) in enumerate(properties.items()):
-        lines += _argument_rules(f"{index}_{place}", name, value, schema.get("$defs"), line_break)
-    return lines
+class _Tagged:
+    """The rules of one tool's calls between tags. A tag that is a token is named, as it matches no text."""
 
+    def __init__(self, index: int, tool: Tool, line_break: str, specials: Collection[str]) -> None:
+        self._index = index
+        self._tool = tool
+        self._line_break = line_break
+        self._specials = specials
 
-def _argument_rules(id: str, name: str, schema: Any, definitions: Any, line_break: str) -> Iterator[str]:
-    before = _quoted(f"<arg_key>{name}</arg_key>{line_break}<arg_value>")
-    after = _quoted(f"</arg_value>{line_break}")
-    values = schema.get("enum") if isinstance(schema, Mapping) else None
-    if types_of_schema(schema) != {"string"}:
-        yield f"argument_{id}: {before} value_{id} {after}"
-        yield f"value_{id}: %json {json.dumps(_one_way(schema, definitions))}"
-    elif values:
-        yield f"argument_{id}: {before} value_{id} {after}"
-        yield f"value_{id}: " + " | ".join(_quoted(value) for value in values)
-    else:
-        yield f"argument_{id}: {before} value_{id}" + (f" {_quoted(line_break)}" if line_break else "")
-        yield f'value_{id}[suffix="</arg_value>"]: /(?s:.*)/'
+    def rules(self) -> Iterator[str]:
+        """Each argument in the schema's order, those that are not required optional."""
+        schema = _call_schema(self._tool)
+        properties: Mapping[str, Any] = schema.get("properties") or {}
+        required = schema.get("required") or ()
+        ids = [f"{self._index}_{place}" for place in range(len(properties))]
+        arguments = [
+            f"argument_{id}{'' if name in required else '?'}" for id, name in zip(ids, properties, strict=True)
+        ]
+        opening, closing = self._sequence(glm45.OPEN, self._tool.name + self._line_break), self._sequence(glm45.CLOSE)
+        yield " ".join((f"call_{self._index}:", opening, *arguments, closing))
+        for id, (name, value) in zip(ids, properties.items(), strict=True):
+            before = self._sequence("<arg_key>", name, "</arg_key>", self._line_break, "<arg_value>")
+            yield f"argument_{id}: {before} value_{id} {self._sequence(self._line_break)}"
+            yield from self._value(f"value_{id}", value, schema.get("$defs"))
+
+    def _value(self, rule: str, schema: Any, definitions: Any) -> Iterator[str]:
+        """A value and its closing tag. A string is written as it is, so that its tag alone ends it."""
+        closing = self._sequence("</arg_value>")
+        if types_of_schema(schema) != {"string"}:
+            yield f"{rule}: {rule}_json {closing}"
+            yield f"{rule}_json: {_json(schema, self._tool, definitions)}"
+        elif isinstance(schema, Mapping) and (values := schema.get("enum")):
+            yield f"{rule}: ({' | '.join(map(_quoted, values))}) {closing}"
+        elif "</arg_value>" in self._specials:
+            yield f"{rule}: /(?s:.*)/ {closing}"
+        else:
+            yield f'{rule}[suffix="</arg_value>"]: /(?s:.*)/'
+
+    def _sequence(self, *parts: str) -> str:
+        return " ".join(part if part in self._specials else _quoted(part) for part in parts if part)
 
 
 def _call_schema(tool: Tool) -> dict[str, Any]:
@@ -87,14 +103,16 @@ def _call_schema(tool: Tool) -> dict[str, Any]:
         schema["properties"] = {}
     if "properties" in schema and schema.keys().isdisjoint(_MAY_ADD):
         schema.setdefault("additionalProperties", False)
-    return _one_way(schema, None)
+    return schema
 
 
-def _one_way(schema: Any, definitions: Any) -> dict[str, Any]:
+def _json(schema: Any, tool: Tool, definitions: Any) -> str:
+    """What spells a value of a schema."""
     spelled = dict(schema) if isinstance(schema, Mapping) else {}
     if definitions is not None:
         spelled["$defs"] = definitions
-    return {**spelled, "x-guidance": _ONE_WAY}
+    options = _ONE_WAY | (_STRICT if tool.strict else _LENIENT)
+    return f"%json {json.dumps({**spelled, 'x-guidance': options})}"
 
 
 def _quoted(text: str) -> str:

@@ -1,6 +1,7 @@
 """Whatever a grammar of calls allows is read as a call."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,23 @@ def test_calls_between_tags(library: Any, family: Family) -> None:
         {"city": "a <b> </c\n", "days": 2, "unit": '"F"', "late": None},
         {},
     ]
+
+
+TAGS = ("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
+
+
+@pytest.mark.parametrize("family", ["glm45", "glm47"])
+def test_tags_that_are_tokens(glm4_content: dict[str, Any], family: Family) -> None:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added = [{"id": 151343 + index, "content": tag, **flags} for index, tag in enumerate(TAGS)]
+    content = {**glm4_content, "added_tokens": [*glm4_content["added_tokens"], *added]}
+    library = llguidance.LLTokenizer(json.dumps(content), eos_token=151338)
+    grammar = forced_calls(FUNCTIONS, family, TAGS, parallel=True).source
+    text = tagged(family, "get_weather", city="a <b> \n", days="2", unit="°C", late="null")
+    parts = [part for part in re.split("(" + "|".join(TAGS) + ")", text) if part]
+    ids = [151343 + TAGS.index(part) if part in TAGS else part for part in parts]
+    assert allows(library, grammar, *ids)
+    assert not allows(library, grammar, *ids[:-1])
 
 
 @pytest.mark.parametrize("family", ["glm45", "glm47"])
