@@ -7,16 +7,11 @@ renamed or trained on keeps its way of calling.
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal
 
+from glm_cluster.records import ReasoningParser, ToolParser
 from glm_cluster.text.tools.output import Family
 from glm_cluster.text.tools.tool import Tool
-
-ToolParser: TypeAlias = Literal["auto", "glm4", "glm45", "glm47", "none"]
-"""The setting of that name. auto: told from the checkpoint; none: calls stay text."""
-
-ReasoningParser: TypeAlias = Literal["auto", "think", "none"]
-"""The setting of that name. think: what stands between <think> and </think> is reasoning."""
 
 _BROKEN = re.compile(r"(\{function-name\}|</arg_key>)(\n|\\n)")  # a line break as it is, or in a string
 
