@@ -87,6 +87,8 @@ def test_configs_are_frozen() -> None:
         ({"model": "m", "target_ongoing_requests": 0}, "target_ongoing_requests"),
         ({"model": "m", "num_ingresses": 0}, "num_ingresses"),
         ({"model": "m", "placement": "pack"}, "placement"),
+        ({"model": "m", "tool_parser": "glm"}, "tool_parser"),
+        ({"model": "m", "reasoning_parser": True}, "reasoning_parser"),
         ({"model": "m", "upscale_delay_s": -1}, "upscale_delay_s"),
         ({"model": "m", "downscale_delay_s": math.inf}, "downscale_delay_s"),
         ({"model": "m", "cpus_per_rank": "1"}, "cpus_per_rank"),
