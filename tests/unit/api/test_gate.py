@@ -217,6 +217,9 @@ async def test_limits_have_their_status(stub):
     request = glm_pb2.GenerateRequest(model="tiny", text="ab", max_tokens=1)
     found = [await status(glm.Generate(request, metadata=metadata)) for _ in range(5)]
     assert found == [grpc.StatusCode.OK] * 4 + [grpc.StatusCode.RESOURCE_EXHAUSTED]
+    call = glm.Generate(request, metadata=metadata)
+    assert await status(call) == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert 1 <= int(dict(await call.trailing_metadata())["retry-after"]) <= 12
 
 
 async def test_health_takes_none(stub):

@@ -140,6 +140,17 @@ async def test_an_answer_and_its_record_have_the_same_id(stream: bool, client: h
     assert (written.status, written.finish, written.route, written.wire) == ("ok", "length", "completions", "http")
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_engine_s_error_is_recorded_with_what_had_gone_out(
+    stream: bool, client: httpx.AsyncClient, echo, shelf: Shelf
+):
+    echo.error = EngineUnavailable("gone")
+    await client.post("/v1/completions", json={"model": "tiny", "prompt": "ab~", "stream": stream})
+    (written,) = shelf.records
+    assert (written.status, written.finish) == ("engine_unavailable", None)
+    assert (written.completion_tokens, written.generated_tokens) == (2 if stream else 0, 2)
+
+
 async def test_numbers_are_recorded_too(client: httpx.AsyncClient, shelf: Shelf):
     await client.post("/v1/embeddings", json={"model": "mapper", "input": ["ab", "c"]})
     (written,) = shelf.records
