@@ -3,7 +3,6 @@
 Knows paths and statuses, nothing of models or engines.
 """
 
-import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -12,12 +11,15 @@ from typing import TypeAlias
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.routing import Route
 
-from glm_cluster.api.edge import edge
+from glm_cluster.api.access import Access
+from glm_cluster.api.account import Account
 from glm_cluster.api.encoding_replies import classification_pieces, embedding_pieces, token_pieces
 from glm_cluster.api.encodings import classify, classify_tokens, embed
 from glm_cluster.api.exchange import Endpoint, Outgoing
+from glm_cluster.api.gate import Gate
 from glm_cluster.api.inputs import ClassifyRequest, ClassifyTokensRequest, EmbeddingRequest
 from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest
 from glm_cluster.api.replies import (
@@ -40,8 +42,12 @@ _ROUTES = (
 )
 
 
-def build_http_app(service: Service, ready: Callable[[], Awaitable[bool]], meters: Meters) -> FastAPI:
-    """The whole HTTP surface. `ready` says whether a request would be answered now."""
+def build_http_app(
+    service: Service, ready: Callable[[], Awaitable[bool]], meters: Meters, access: Access | None = None
+) -> FastAPI:
+    """The whole HTTP surface. `ready` says whether a request would be answered now; without `access` anyone may ask."""
+    access = access or Access(meters=meters)
+    max_body_bytes = access.limits.max_body_bytes
 
     async def health(request: Request) -> JSONResponse:
         return JSONResponse({"status": "ok"}) if await ready() else JSONResponse({"status": "not ready"}, 503)
@@ -50,11 +56,11 @@ def build_http_app(service: Service, ready: Callable[[], Awaitable[bool]], meter
         return JSONResponse(models_body(service.infos))
 
     posts = {
-        "/v1/chat/completions": _Generating(CHAT, _prepare_chat, service, meters).answer,
-        "/v1/completions": _Generating(COMPLETION, _prepare_completion, service, meters).answer,
-        "/v1/embeddings": _Encoding("embeddings", _embeddings, service, meters).answer,
-        "/v1/classify": _Encoding("classify", _classify, service, meters).answer,
-        "/v1/classify_tokens": _Encoding("classify_tokens", _classify_tokens, service, meters).answer,
+        "/v1/chat/completions": _Generating(CHAT, _prepare_chat, service, access).answer,
+        "/v1/completions": _Generating(COMPLETION, _prepare_completion, service, access).answer,
+        "/v1/embeddings": _Encoding("embeddings", _embeddings, service, access).answer,
+        "/v1/classify": _Encoding("classify", _classify, service, access).answer,
+        "/v1/classify_tokens": _Encoding("classify_tokens", _classify_tokens, service, access).answer,
     }
     return FastAPI(
         docs_url=None,
@@ -62,8 +68,12 @@ def build_http_app(service: Service, ready: Callable[[], Awaitable[bool]], meter
         openapi_url=None,  # our bodies are read by hand, so FastAPI could not describe them
         redirect_slashes=False,
         exception_handlers={HTTPException: _http_error},
+        middleware=[Middleware(Gate, access=access)],
         routes=[
-            *(Route(path, Endpoint(answer), methods=["POST"]) for path, answer in posts.items()),
+            *(
+                Route(path, Endpoint(answer, max_body_bytes=max_body_bytes), methods=["POST"])
+                for path, answer in posts.items()
+            ),
             Route("/v1/models", models),
             Route("/health", health),
         ],
@@ -108,20 +118,22 @@ _Prepare: TypeAlias = Callable[[Service, str, bytes], Awaitable[_Asked]]
 class _Generating:
     """Answers one generating route, whole or as a stream."""
 
-    def __init__(self, dialect: Dialect, prepare: _Prepare, service: Service, meters: Meters) -> None:
+    def __init__(self, dialect: Dialect, prepare: _Prepare, service: Service, access: Access) -> None:
         self._dialect = dialect
         self._prepare = prepare
         self._service = service
-        self._meters = meters
+        self._access = access
 
     async def answer(self, body: bytes, out: Outgoing) -> None:
         """Answer as the body asks."""
-        with edge(self._meters, "http", self._dialect.route):
-            request_id = self._dialect.id_prefix + secrets.token_hex(12)
+        with self._access.request("http", self._dialect.route, out.caller) as account:
+            request_id = self._dialect.id_prefix + out.caller.request_id
             asked = await self._prepare(self._service, request_id, body)
+            account.admit_generation(asked.prepared.generation, model=asked.model)
             head = Head(id=request_id, model=asked.model)
             prompt_ids = asked.prepared.generation.prompt if asked.return_token_ids else None
-            async with aclosing(self._service.stream(asked.prepared)) as deltas:
+            stream = self._service.stream(asked.prepared)
+            async with aclosing(stream), aclosing(account.metered(stream, streamed=asked.stream)) as deltas:
                 if asked.stream:
                     usage = asked.include_usage
                     await _stream(
@@ -129,40 +141,45 @@ class _Generating:
                     )
                 else:
                     await out.json(200, whole_reply(self._dialect, head, await collect(deltas), prompt_ids))
+                    account.delivered()
 
 
 class _Encoding:
     """Answers one route of models that give numbers."""
 
     def __init__(
-        self, route: str, pieces: Callable[[Service, bytes], Awaitable[list[bytes]]], service: Service, meters: Meters
+        self,
+        route: str,
+        pieces: Callable[[Service, Account, bytes], Awaitable[list[bytes]]],
+        service: Service,
+        access: Access,
     ) -> None:
         self._route = route
         self._pieces = pieces
         self._service = service
-        self._meters = meters
+        self._access = access
 
     async def answer(self, body: bytes, out: Outgoing) -> None:
         """Answer what the body asks."""
-        with edge(self._meters, "http", self._route):
-            await out.json_pieces(200, await self._pieces(self._service, body))
+        with self._access.request("http", self._route, out.caller) as account:
+            await out.json_pieces(200, await self._pieces(self._service, account, body))
 
 
-async def _embeddings(service: Service, body: bytes) -> list[bytes]:
+async def _embeddings(service: Service, account: Account, body: bytes) -> list[bytes]:
     request = await service.read(lambda: EmbeddingRequest.parse(decode_json(body)), size_bytes=len(body))
-    answers = await embed(service, request)
+    answers = await embed(service, request, account)
     return await answers.window.drain(embedding_pieces(answers, request.encoding_format), len)
 
 
-async def _classify(service: Service, body: bytes) -> list[bytes]:
+async def _classify(service: Service, account: Account, body: bytes) -> list[bytes]:
     request = await service.read(lambda: ClassifyRequest.parse(decode_json(body)), size_bytes=len(body))
-    answers = await classify(service, request)
+    answers = await classify(service, request, account)
     return await answers.window.drain(classification_pieces(answers), len)
 
 
-async def _classify_tokens(service: Service, body: bytes) -> list[bytes]:
+async def _classify_tokens(service: Service, account: Account, body: bytes) -> list[bytes]:
     request = await service.read(lambda: ClassifyTokensRequest.parse(decode_json(body)), size_bytes=len(body))
-    answers = await classify_tokens(service, request)
+    answers = await classify_tokens(service, request, account)
     return await answers.window.drain(token_pieces(answers, include_scores=request.include_scores), len)
 
 
@@ -182,7 +199,6 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     words = {
         404: (f"no route {request.url.path}; there are {_ROUTES}", "unknown_route"),
         405: (f"{request.url.path} does not take {request.method}", "method_not_allowed"),
-        413: (error.detail, "body_too_large"),
     }
     message, code = words.get(error.status_code, (error.detail, "http_error"))
     return JSONResponse(http_error_body(message, code), error.status_code, headers=error.headers)

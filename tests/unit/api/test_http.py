@@ -10,8 +10,8 @@ import openai
 import pytest
 import uvicorn
 
-from glm_cluster.api.exchange import MAX_BODY_BYTES
 from glm_cluster.api.http import build_http_app
+from glm_cluster.config import Limits
 from glm_cluster.errors import EngineUnavailable, Overloaded
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "abc"}]}
@@ -191,7 +191,7 @@ async def test_a_million_faults_are_refused_quickly_and_briefly(http):
 
 
 async def test_a_body_too_large_is_refused(http):
-    response = await http.post("/v1/completions", content=b" " * (MAX_BODY_BYTES + 1))
+    response = await http.post("/v1/completions", content=b" " * (Limits().max_body_bytes + 1))
     assert response.status_code == 413
     assert response.json()["error"]["code"] == "body_too_large"
 
