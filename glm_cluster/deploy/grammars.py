@@ -1,9 +1,8 @@
-"""The grammars of one process: compiled for a checkpoint's own tokens by the rank that samples, looked over by a front.
+"""The grammars of the rank that samples, compiled for its checkpoint's own tokens.
 
-Knows where a checkpoint's tokenizer is. The rank starts to read it at once, so that it is there when the weights are.
+Knows where a checkpoint's tokenizer is. It is read from the start, so that it is there when the weights are.
 """
 
-from collections.abc import Collection
 from pathlib import Path
 
 from glm_cluster.config import EngineConfig
@@ -18,11 +17,6 @@ def open_workshop(engine: EngineConfig) -> Workshop | None:
     if engine.task != "generate" or not has_tokenizer(directory):
         return None
     return Workshop(lambda: _vocabulary(directory))
-
-
-def open_look_over(control_tokens: Collection[str]) -> Workshop:
-    """Compiles for a vocabulary of bytes: quick, and finds the faults that a grammar has anywhere."""
-    return Workshop(lambda: Vocabulary.of_bytes(control_tokens))
 
 
 def _vocabulary(directory: Path) -> Vocabulary:
