@@ -63,6 +63,9 @@ class Grammar:
 
     kind: GrammarKind
     source: str
+    opens_line: bool = (
+        False  # a line break comes first, as from models whose answers begin on the line after the role's
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
