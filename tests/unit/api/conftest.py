@@ -5,7 +5,7 @@ import contextlib
 import inspect
 import json
 import struct
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,10 +13,12 @@ import grpc
 import httpx
 import pytest
 from grpc_health.v1 import health_pb2_grpc
+from support.about import WellServer, server_of
 
 from glm_cluster.api.grpc import GlmGrpc
 from glm_cluster.api.http import build_http_app
 from glm_cluster.api.proto import glm_pb2_grpc
+from glm_cluster.api.server import Server
 from glm_cluster.api.service import ServedModel, Service
 from glm_cluster.api.window import EncodeWindow
 from glm_cluster.errors import GlmError
@@ -254,23 +256,21 @@ async def service(byte_checkpoint: Path, echo: Echo, counter: Count, tally: Tall
 
 
 @pytest.fixture
-def is_ready() -> dict[str, bool]:
-    """Flip `now` to make the cluster unready."""
-    return {"now": True}
+def state() -> WellServer:
+    """What the server says of its engines; change it."""
+    return WellServer()
 
 
 @pytest.fixture
-def ready(is_ready: dict[str, bool]) -> Callable[[], object]:
-    async def now() -> bool:
-        return is_ready["now"]
-
-    return now
+def server(service: Service, state: WellServer) -> Server:
+    """What the server says of itself."""
+    return server_of(service.infos, state)
 
 
 @pytest.fixture
-async def http(service: Service, ready: Callable[[], object], tally: Tally) -> AsyncIterator[httpx.AsyncClient]:
+async def http(service: Service, server: Server, tally: Tally) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the HTTP application, in this process."""
-    transport = httpx.ASGITransport(build_http_app(service, ready, tally))
+    transport = httpx.ASGITransport(build_http_app(service, server, tally))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield client
 
@@ -298,17 +298,17 @@ class _Adapter:
 
 
 @pytest.fixture
-async def channel(service: Service, ready: Callable[[], object], tally: Tally) -> AsyncIterator[grpc.aio.Channel]:
+async def channel(service: Service, server: Server, tally: Tally) -> AsyncIterator[grpc.aio.Channel]:
     """A channel to the gRPC methods, served for real on a free port."""
-    server = grpc.aio.server()
-    methods = _Adapter(GlmGrpc(service, ready, tally))
-    glm_pb2_grpc.add_GlmServicer_to_server(methods, server)
-    health_pb2_grpc.add_HealthServicer_to_server(methods, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
+    listening = grpc.aio.server()
+    methods = _Adapter(GlmGrpc(service, server, tally))
+    glm_pb2_grpc.add_GlmServicer_to_server(methods, listening)
+    health_pb2_grpc.add_HealthServicer_to_server(methods, listening)
+    port = listening.add_insecure_port("127.0.0.1:0")
+    await listening.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield channel
-    await server.stop(None)
+    await listening.stop(None)
 
 
 @pytest.fixture
