@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self, TypeAlias, get_args
 
 from glm_cluster.errors import ConfigError
@@ -99,6 +99,31 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The most that one front process takes of anybody. The mapping `limits:` of the cluster's settings."""
+
+    max_body_bytes: int = 4 << 20  # of one request, on either wire
+    max_prompt_tokens: int | None = None  # None: what the model can take
+    max_output_tokens: int | None = None  # of one choice; None: what the prompt leaves of the model's length
+    max_choices: int = 128  # of one request: n times its prompts
+    max_concurrent_requests: int | None = None  # None: the engines' queues decide
+
+    @classmethod
+    def from_mapping(cls, raw: object) -> Self:
+        """Build from parsed YAML or JSON, naming any key or value that cannot be right."""
+        if not isinstance(raw, Mapping):
+            raise ConfigError(f"limits must be a mapping as {{max_output_tokens: ...}}, not {raw!r}")
+        if unknown := sorted(str(key) for key in raw if key not in _keys(cls)):
+            raise ConfigError(f"limits: unknown settings {unknown}; known are {sorted(_keys(cls))}")
+        config = cls(**raw)
+        for name in sorted(_keys(cls)):
+            value = getattr(config, name)
+            if value is not None or name in ("max_body_bytes", "max_choices"):
+                _check_whole(f"limits.{name}", value, low=1)
+        return config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterConfig:
     """The application: the models behind one front. This is the `args:` mapping of a Serve config file."""
 
@@ -106,6 +131,11 @@ class ClusterConfig:
     num_ingresses: int = 1
     max_migrations: int = 3  # re-entries of one request after engine deaths
     request_timeout_s: float = 600.0
+    # API keys, each with its budgets, which hold in each ingress by itself: with several, the sum may be as many times
+    # as large. A path that is the same on every node with an ingress. None: anyone may call.
+    api_keys_file: str | None = None
+    usage_log: str | None = None  # file that gets a JSON line for each request, on every node with an ingress
+    limits: Limits = field(default_factory=Limits)
 
     @classmethod
     def from_mapping(cls, raw: Mapping[str, Any]) -> Self:
@@ -120,10 +150,15 @@ class ClusterConfig:
         else:
             _refuse_unknown(raw, _model_keys() | own_keys)
             models = (ModelConfig.from_mapping({k: v for k, v in raw.items() if k not in own_keys}),)
-        config = cls(models=models, **{k: v for k, v in raw.items() if k in own_keys})
+        own = {k: v for k, v in raw.items() if k in own_keys}
+        own["limits"] = Limits.from_mapping(own.get("limits", {}))
+        config = cls(models=models, **own)
         _check_whole("num_ingresses", config.num_ingresses, low=1)
         _check_whole("max_migrations", config.max_migrations, low=0)
         _check_number("request_timeout_s", config.request_timeout_s, above=0)
+        for name in ("api_keys_file", "usage_log"):
+            if (path := getattr(config, name)) is not None:
+                _check_type(name, path, str)
         return config
 
 

@@ -4,8 +4,13 @@ GlmError
 ├── ConfigError            a setting is wrong                    (start-up: a sentence and exit 2)
 │   └── CheckpointError    a checkpoint file or tensor is wrong  (start-up)
 ├── InvalidRequest         the request can never succeed         400 INVALID_ARGUMENT
-│   └── ModelNotFound      the named model is not served         404 NOT_FOUND
+│   ├── ModelNotFound      the named model is not served         404 NOT_FOUND
+│   ├── BodyTooLarge       more bytes than one may send          413 RESOURCE_EXHAUSTED
+│   └── HeadersTooLarge    more headers than one may send        431 RESOURCE_EXHAUSTED
+├── Unauthenticated        no API key, or an unknown one         401 UNAUTHENTICATED
+├── PermissionDenied       the key's bearer may not do that      403 PERMISSION_DENIED
 ├── Overloaded             no room now, try again later          429 RESOURCE_EXHAUSTED
+│   └── RateLimited        the key's budget is used up           429 RESOURCE_EXHAUSTED
 ├── DeadlineExceeded       the request ran out of its time       504 DEADLINE_EXCEEDED
 ├── EngineUnavailable      no replica can take the request now   503 UNAVAILABLE
 └── InternalError          a defect of ours                      500 INTERNAL
@@ -65,13 +70,58 @@ class ModelNotFound(InvalidRequest):
     code = "model_not_found"
 
 
+class BodyTooLarge(InvalidRequest):
+    """The request has more bytes than this cluster reads."""
+
+    http_status = 413
+    grpc_status = "RESOURCE_EXHAUSTED"
+    code = "body_too_large"
+
+
+class HeadersTooLarge(InvalidRequest):
+    """The request has more headers, or longer ones, than this cluster reads."""
+
+    http_status = 431
+    grpc_status = "RESOURCE_EXHAUSTED"
+    code = "headers_too_large"
+
+
+class Unauthenticated(GlmError):
+    """The request has no API key, or one that is not in the file of keys."""
+
+    http_status = 401
+    grpc_status = "UNAUTHENTICATED"
+    code = "invalid_api_key"
+    kind = "authentication_error"
+
+
+class PermissionDenied(GlmError):
+    """The key is known, and its bearer may not do this."""
+
+    http_status = 403
+    grpc_status = "PERMISSION_DENIED"
+    code = "permission_denied"
+    kind = "permission_error"
+
+
 class Overloaded(GlmError):
     """Too many requests are queued; the client may try again after `retry_after_s`."""
 
     http_status = 429
     grpc_status = "RESOURCE_EXHAUSTED"
     code = "overloaded"
-    retry_after_s = 1.0
+    retry_after_s: float = 1.0
+
+
+class RateLimited(Overloaded):
+    """The key's bearer has used a budget up; some of it is back after `retry_after_s`."""
+
+    code = "rate_limit_exceeded"
+    kind = "rate_limit_error"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, param=param)
+        self.retry_after_s = retry_after_s
 
 
 class DeadlineExceeded(GlmError):

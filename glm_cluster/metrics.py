@@ -100,3 +100,8 @@ WAITING = Metric(name="glm_waiting_requests", kind="gauge", description="Request
 RUNNING = Metric(name="glm_running_requests", kind="gauge", description="Requests an engine is working on.")
 FREE_BLOCKS = Metric(name="glm_free_kv_blocks", kind="gauge", description="KV blocks that hold no running request.")
 BLOCKS = Metric(name="glm_kv_blocks", kind="gauge", description="KV blocks of an engine.")
+USAGE_LOST = Metric(
+    name="glm_usage_records_lost_total",
+    kind="counter",
+    description="Usage records that could not be written.",
+)

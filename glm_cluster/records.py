@@ -154,6 +154,8 @@ class ModelInfo:
     problem_type: str | None = None  # of a classifier: regression, single_label_classification, multi_label_...
     pad_token_id: int | None = None  # a classifier judges a text by its last token that is not this one
     created: int = field(default=0)  # unix seconds
+    max_prompt_tokens: int | None = None  # of what the model could take, the most that the server's settings allow
+    max_output_tokens: int | None = None
 
 
 class Generator(Protocol):

@@ -1,12 +1,20 @@
-"""What we need of a gRPC call, and how an error leaves through it."""
+"""What we need of a gRPC call: who makes it, and how an error leaves through it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Protocol
+import inspect
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from functools import wraps
+from typing import Any, Protocol, TypeVar
 
+from google.protobuf.message import Message
 from grpc import StatusCode
 
+from glm_cluster.api.access import Access
+from glm_cluster.api.callers import Caller
+from glm_cluster.api.exchange import body_too_large
 from glm_cluster.errors import GlmError
+
+G = TypeVar("G", bound="Guarded")
 
 
 class CallContext(Protocol):
@@ -15,6 +23,84 @@ class CallContext(Protocol):
     def set_code(self, code: StatusCode) -> None: ...
 
     def set_details(self, details: str) -> None: ...
+
+    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]] | None: ...
+
+
+class KnownCall:
+    """A call by someone who may make it."""
+
+    def __init__(self, context: CallContext, caller: Caller) -> None:
+        self.caller = caller
+        self._context = context
+
+    def set_code(self, code: StatusCode) -> None:
+        """As the call's context does."""
+        self._context.set_code(code)
+
+    def set_details(self, details: str) -> None:
+        """As the call's context does."""
+        self._context.set_details(details)
+
+    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]] | None:
+        """As the call's context does."""
+        return self._context.invocation_metadata()
+
+
+class Guarded(Protocol):
+    """Whose methods ask who calls."""
+
+    access: Access
+
+
+def guarded(*names: str) -> Callable[[type[G]], type[G]]:
+    """Have each of these methods of a class run only for a caller who may call; they get a `KnownCall`."""
+
+    def guard(cls: type[G]) -> type[G]:
+        for name in names:
+            method = getattr(cls, name)
+            streams = inspect.isasyncgenfunction(method)
+            setattr(cls, name, _guarded_stream(method) if streams else _guarded(method))
+        return cls
+
+    return guard
+
+
+def _guarded(method: Any) -> Any:
+    @wraps(method)
+    async def call(self: Guarded, request: Message, context: CallContext) -> object:
+        return await method(self, request, _known(self.access, request, context))
+
+    return call
+
+
+def _guarded_stream(method: Any) -> Any:
+    @wraps(method)
+    async def call(self: Guarded, request: Message, context: CallContext) -> AsyncGenerator[object, None]:
+        async with aclosing(method(self, request, _known(self.access, request, context))) as messages:
+            async for message in messages:
+                yield message
+
+    return call
+
+
+def _known(access: Access, request: Message, context: CallContext) -> KnownCall:
+    with status_of(context):
+        caller = _identify(access, context)
+        if request.ByteSize() > access.limits.max_body_bytes:
+            raise body_too_large(access.limits.max_body_bytes)
+        return KnownCall(context, caller)
+
+
+def _identify(access: Access, context: CallContext) -> Caller:
+    given = [(name, _bytes(value)) for name, value in context.invocation_metadata() or ()]
+    ids = [value.decode("latin-1") for name, value in given if name == "x-request-id"]
+    caller = Caller.unknown(ids[0] if ids else None)
+    return access.callers.identify([value for name, value in given if name == "authorization"], caller)
+
+
+def _bytes(value: str | bytes) -> bytes:
+    return value if isinstance(value, bytes) else value.encode()
 
 
 @contextmanager

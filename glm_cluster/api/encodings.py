@@ -11,10 +11,11 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from glm_cluster.api.account import Account
 from glm_cluster.api.inputs import ClassifyRequest, ClassifyTokensRequest, EmbeddingRequest, EncodingBody
 from glm_cluster.api.replies import Head
 from glm_cluster.api.scores import Floats, Scores, Verdict, activation_of, rows_of, unit
-from glm_cluster.api.service import ServedModel, Service, Usage, check_ids
+from glm_cluster.api.service import ServedModel, Service, Usage, check_ids, check_prompt_limit
 from glm_cluster.api.window import EncodeWindow
 from glm_cluster.errors import InvalidRequest, Overloaded
 from glm_cluster.records import Encoded, Encoder, EncodeRequest, ModelInfo, Pooling, Task
@@ -56,9 +57,9 @@ class Answers(Generic[A]):
     window: EncodeWindow
 
 
-async def embed(service: Service, request: EmbeddingRequest) -> Answers[Floats]:
+async def embed(service: Service, request: EmbeddingRequest, account: Account | None = None) -> Answers[Floats]:
     """A vector for each input."""
-    run = await _Run.of(service, request, "embed", "embd-")
+    run = await _Run.of(service, request, account, "embed", "embd-")
 
     async def answer(index: int, prompt: Prompt) -> Floats:
         (row,) = await run.rows(index, request.pooling, num_rows=1)
@@ -67,9 +68,9 @@ async def embed(service: Service, request: EmbeddingRequest) -> Answers[Floats]:
     return await run.answers(answer)
 
 
-async def classify(service: Service, request: ClassifyRequest) -> Answers[Verdict]:
+async def classify(service: Service, request: ClassifyRequest, account: Account | None = None) -> Answers[Verdict]:
     """The labels of each input."""
-    run = await _Run.of(service, request, "classify", "clsf-")
+    run = await _Run.of(service, request, account, "classify", "clsf-")
     labels, activation = run.info.labels, activation_of(run.info)
 
     async def answer(index: int, prompt: Prompt) -> Verdict:
@@ -80,9 +81,11 @@ async def classify(service: Service, request: ClassifyRequest) -> Answers[Verdic
     return await run.answers(answer)
 
 
-async def classify_tokens(service: Service, request: ClassifyTokensRequest) -> Answers[Tokens]:
+async def classify_tokens(
+    service: Service, request: ClassifyTokensRequest, account: Account | None = None
+) -> Answers[Tokens]:
     """The labels of each token of each input, those around a text left out."""
-    run = await _Run.of(service, request, "classify-tokens", "clsf-")
+    run = await _Run.of(service, request, account, "classify-tokens", "clsf-")
     labels, activation = run.info.labels, activation_of(run.info)
 
     async def answer(index: int, prompt: Prompt) -> Tokens:
@@ -101,11 +104,19 @@ class _Run:
     """One request on its way: its prompts, and how much of them came from a cache."""
 
     def __init__(
-        self, service: Service, model: ServedModel, encoder: Encoder, head: Head, prompts: Sequence[Prompt]
+        self,
+        service: Service,
+        account: Account | None,
+        *,
+        model: ServedModel,
+        encoder: Encoder,
+        head: Head,
+        prompts: Sequence[Prompt],
     ) -> None:
         self.info = model.info
         self.window = model.window
         self._service = service
+        self._account = account
         self._tokenizer = model.tokenizer
         self._encoder = encoder
         self._head = head
@@ -114,12 +125,19 @@ class _Run:
         self._num_cached = 0
 
     @classmethod
-    async def of(cls, service: Service, request: EncodingBody, task: Task, id_prefix: str) -> "_Run":
-        """Tokenise all inputs; refuse what the model can never answer."""
+    async def of(
+        cls, service: Service, request: EncodingBody, account: Account | None, task: Task, id_prefix: str
+    ) -> "_Run":
+        """Tokenise all inputs; refuse what the model can never answer, and what `account` cannot pay."""
         model = service.model(request.model, task)
         assert model.encoder is not None, "a model that answers with numbers has one"
-        head = Head(id=id_prefix + secrets.token_hex(12), model=model.info.name)
-        return cls(service, model, model.encoder, head, await _prompts(model, request))
+        request_id = secrets.token_hex(12) if account is None else account.caller.request_id
+        head = Head(id=id_prefix + request_id, model=model.info.name)
+        prompts = await _prompts(model, request)
+        if account is not None:
+            num_tokens = sum(len(prompt.framed) for prompt in prompts)
+            account.admit(model=model.info.name, num_prompt_tokens=num_tokens, max_tokens=0)
+        return cls(service, account, model=model, encoder=model.encoder, head=head, prompts=prompts)
 
     async def answers(self, answer: Callable[[int, Prompt], Coroutine[object, object, A]]) -> Answers[A]:
         """The answer to every prompt, or the first error."""
@@ -130,6 +148,8 @@ class _Run:
             num_cached_tokens=self._num_cached,
         )
         self._service.count(usage)
+        if self._account is not None:
+            self._account.encoded(usage.num_cached_tokens)
         return Answers(head=self._head, info=self.info, items=items, usage=usage, window=self.window)
 
     async def rows(
@@ -201,6 +221,7 @@ def _check(info: ModelInfo, prompt: Prompt, param: str) -> None:
     check_ids(info, prompt.framed, param)
     if not prompt.ids:
         raise InvalidRequest(f"{param}: no tokens in it; send some text", param=param)
+    check_prompt_limit(info, len(prompt.framed), param)
     if (num_tokens := len(prompt.framed)) > (limit := info.max_model_len):
         raise InvalidRequest(
             f"{param}: {num_tokens} tokens; {info.name} takes {limit}; shorten or split it", param=param

@@ -6,22 +6,24 @@ Knows bytes and sockets' ends. Refuses to know routes and what the JSON means.
 import asyncio
 import contextlib
 import json
+import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from glm_cluster.api.callers import Caller
+from glm_cluster.api.gate import caller_of
 from glm_cluster.api.replies import error_body, sse
-from glm_cluster.errors import GlmError, Overloaded
-
-MAX_BODY_BYTES = 4 << 20
+from glm_cluster.config import Limits
+from glm_cluster.errors import BodyTooLarge, GlmError, Overloaded
 
 
 class Outgoing:
-    """The way back to the client: one JSON body, or a stream of events."""
+    """The way back to `caller`: one JSON body, or a stream of events."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, caller: Caller) -> None:
+        self.caller = caller
         self._send = send
         self._streaming = False
 
@@ -64,7 +66,7 @@ class Outgoing:
             await self.event(sse(error_body(error)))
             await self.end()
         else:
-            retry = {"retry-after": f"{error.retry_after_s:.0f}"} if isinstance(error, Overloaded) else None
+            retry = {"retry-after": f"{math.ceil(error.retry_after_s)}"} if isinstance(error, Overloaded) else None
             await self.json(error.http_status, error_body(error), retry)
 
     async def _start(self, status: int, headers: Mapping[str, str]) -> None:
@@ -75,17 +77,22 @@ class Outgoing:
 class Endpoint:
     """An ASGI application for one POST route. It owns the exchange from the body's last byte to the answer's."""
 
-    def __init__(self, answer: Callable[[bytes, Outgoing], Coroutine[object, object, None]]) -> None:
+    def __init__(
+        self,
+        answer: Callable[[bytes, Outgoing], Coroutine[object, object, None]],
+        *,
+        max_body_bytes: int = Limits().max_body_bytes,
+    ) -> None:
         self._answer = answer
+        self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        out = Outgoing(send, caller_of(scope))
         try:
-            body = await read_body(receive)
+            body = await read_body(receive, self._max_body_bytes)
+            await while_connected(receive, self._answer(body, out))
         except ClientDisconnect:
             return
-        out = Outgoing(send)
-        try:
-            await while_connected(receive, self._answer(body, out))
         except GlmError as error:
             await out.fail(error)
 
@@ -108,7 +115,7 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-async def read_body(receive: Receive) -> bytes:
+async def read_body(receive: Receive, max_bytes: int) -> bytes:
     """The body, unless it is too long to be a prompt."""
     chunks: list[bytes] = []
     num_bytes = 0
@@ -117,7 +124,12 @@ async def read_body(receive: Receive) -> bytes:
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         chunks.append(message.get("body", b""))
-        if (num_bytes := num_bytes + len(chunks[-1])) > MAX_BODY_BYTES:
-            raise HTTPException(413, f"the body is over {MAX_BODY_BYTES} bytes; send a shorter prompt")
+        if (num_bytes := num_bytes + len(chunks[-1])) > max_bytes:
+            raise body_too_large(max_bytes)
         if not message.get("more_body", False):
             return b"".join(chunks)
+
+
+def body_too_large(max_bytes: int) -> BodyTooLarge:
+    """What is said of a body longer than that, on either wire."""
+    return BodyTooLarge(f"the body is over {max_bytes} bytes; send a shorter prompt")

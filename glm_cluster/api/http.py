@@ -4,7 +4,6 @@ Knows paths and statuses, nothing of models or engines.
 """
 
 import json
-import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -13,14 +12,17 @@ from typing import TypeAlias
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from glm_cluster.api.about import about_routes
+from glm_cluster.api.access import Access
+from glm_cluster.api.account import Account
 from glm_cluster.api.docs import document_routes
-from glm_cluster.api.edge import edge
 from glm_cluster.api.encoding_replies import classification_pieces, embedding_pieces, token_pieces
 from glm_cluster.api.encodings import classify, classify_tokens, embed
 from glm_cluster.api.exchange import Endpoint, Outgoing
+from glm_cluster.api.gate import Gate
 from glm_cluster.api.inputs import ClassifyRequest, ClassifyTokensRequest, EmbeddingRequest
 from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest
 from glm_cluster.api.openapi import document
@@ -41,21 +43,26 @@ from glm_cluster.api.tokenization import DetokenizeRequest, TokenizeRequest, det
 from glm_cluster.metrics import Meters
 
 
-def build_http_app(service: Service, server: Server, meters: Meters) -> FastAPI:
-    """The whole HTTP surface."""
+def build_http_app(service: Service, server: Server, meters: Meters, access: Access | None = None) -> FastAPI:
+    """The whole HTTP surface; without `access` anyone may ask."""
+    access = access or Access(meters=meters)
+    max_body_bytes = access.limits.max_body_bytes
     posts: dict[str, Callable[[bytes, Outgoing], Coroutine[object, object, None]]] = {
-        "/v1/chat/completions": _Generating(CHAT, _prepare_chat, service, meters).answer,
-        "/v1/completions": _Generating(COMPLETION, _prepare_completion, service, meters).answer,
-        "/v1/embeddings": _Encoding("embeddings", _embeddings, service, meters).answer,
-        "/v1/classify": _Encoding("classify", _classify, service, meters).answer,
-        "/v1/classify_tokens": _Encoding("classify_tokens", _classify_tokens, service, meters).answer,
-        **dict.fromkeys(("/tokenize", "/v1/tokenize"), _Encoding("tokenize", _tokenize, service, meters).answer),
+        "/v1/chat/completions": _Generating(CHAT, _prepare_chat, service, access).answer,
+        "/v1/completions": _Generating(COMPLETION, _prepare_completion, service, access).answer,
+        "/v1/embeddings": _Encoding("embeddings", _embeddings, service, access).answer,
+        "/v1/classify": _Encoding("classify", _classify, service, access).answer,
+        "/v1/classify_tokens": _Encoding("classify_tokens", _classify_tokens, service, access).answer,
+        **dict.fromkeys(("/tokenize", "/v1/tokenize"), _Encoding("tokenize", _tokenize, service, access).answer),
         **dict.fromkeys(
-            ("/detokenize", "/v1/detokenize"), _Encoding("detokenize", _detokenize, service, meters).answer
+            ("/detokenize", "/v1/detokenize"), _Encoding("detokenize", _detokenize, service, access).answer
         ),
     }
     routes = [
-        *(Route(path, Endpoint(answer), methods=["POST"]) for path, answer in posts.items()),
+        *(
+            Route(path, Endpoint(answer, max_body_bytes=max_body_bytes), methods=["POST"])
+            for path, answer in posts.items()
+        ),
         *about_routes(service, server),
         *document_routes(lambda: document(service.infos)),
     ]
@@ -70,6 +77,7 @@ def build_http_app(service: Service, server: Server, meters: Meters) -> FastAPI:
         openapi_url=None,  # our bodies are read by hand, so FastAPI could not describe them
         redirect_slashes=False,
         exception_handlers={HTTPException: http_error},
+        middleware=[Middleware(Gate, access=access)],
         routes=[*routes],
     )
 
@@ -112,20 +120,22 @@ _Prepare: TypeAlias = Callable[[Service, str, bytes], Awaitable[_Asked]]
 class _Generating:
     """Answers one generating route, whole or as a stream."""
 
-    def __init__(self, dialect: Dialect, prepare: _Prepare, service: Service, meters: Meters) -> None:
+    def __init__(self, dialect: Dialect, prepare: _Prepare, service: Service, access: Access) -> None:
         self._dialect = dialect
         self._prepare = prepare
         self._service = service
-        self._meters = meters
+        self._access = access
 
     async def answer(self, body: bytes, out: Outgoing) -> None:
         """Answer as the body asks."""
-        with edge(self._meters, "http", self._dialect.route):
-            request_id = self._dialect.id_prefix + secrets.token_hex(12)
+        with self._access.request("http", self._dialect.route, out.caller) as account:
+            request_id = self._dialect.id_prefix + out.caller.request_id
             asked = await self._prepare(self._service, request_id, body)
+            account.admit_generation(asked.prepared.generation, model=asked.model)
             head = Head(id=request_id, model=asked.model)
             prompt_ids = asked.prepared.generation.prompt if asked.return_token_ids else None
-            async with aclosing(self._service.stream(asked.prepared)) as deltas:
+            stream = self._service.stream(asked.prepared)
+            async with aclosing(stream), aclosing(account.metered(stream, streamed=asked.stream)) as deltas:
                 if asked.stream:
                     usage = asked.include_usage
                     await _stream(
@@ -133,50 +143,55 @@ class _Generating:
                     )
                 else:
                     await out.json(200, whole_reply(self._dialect, head, await collect(deltas), prompt_ids))
+                    account.delivered()
 
 
 class _Encoding:
     """Answers one route of models that give numbers."""
 
     def __init__(
-        self, route: str, pieces: Callable[[Service, bytes], Awaitable[list[bytes]]], service: Service, meters: Meters
+        self,
+        route: str,
+        pieces: Callable[[Service, Account, bytes], Awaitable[list[bytes]]],
+        service: Service,
+        access: Access,
     ) -> None:
         self._route = route
         self._pieces = pieces
         self._service = service
-        self._meters = meters
+        self._access = access
 
     async def answer(self, body: bytes, out: Outgoing) -> None:
         """Answer what the body asks."""
-        with edge(self._meters, "http", self._route):
-            await out.json_pieces(200, await self._pieces(self._service, body))
+        with self._access.request("http", self._route, out.caller) as account:
+            await out.json_pieces(200, await self._pieces(self._service, account, body))
 
 
-async def _embeddings(service: Service, body: bytes) -> list[bytes]:
+async def _embeddings(service: Service, account: Account, body: bytes) -> list[bytes]:
     request = await service.read(lambda: EmbeddingRequest.parse(decode_json(body)), size_bytes=len(body))
-    answers = await embed(service, request)
+    answers = await embed(service, request, account)
     return await answers.window.drain(embedding_pieces(answers, request.encoding_format), len)
 
 
-async def _classify(service: Service, body: bytes) -> list[bytes]:
+async def _classify(service: Service, account: Account, body: bytes) -> list[bytes]:
     request = await service.read(lambda: ClassifyRequest.parse(decode_json(body)), size_bytes=len(body))
-    answers = await classify(service, request)
+    answers = await classify(service, request, account)
     return await answers.window.drain(classification_pieces(answers), len)
 
 
-async def _classify_tokens(service: Service, body: bytes) -> list[bytes]:
+async def _classify_tokens(service: Service, account: Account, body: bytes) -> list[bytes]:
     request = await service.read(lambda: ClassifyTokensRequest.parse(decode_json(body)), size_bytes=len(body))
-    answers = await classify_tokens(service, request)
+    answers = await classify_tokens(service, request, account)
     return await answers.window.drain(token_pieces(answers, include_scores=request.include_scores), len)
 
 
-async def _tokenize(service: Service, body: bytes) -> list[bytes]:
+async def _tokenize(service: Service, account: Account, body: bytes) -> list[bytes]:
     request = await service.read(lambda: TokenizeRequest.parse(decode_json(body)), size_bytes=len(body))
     tokenized = await tokenize(service, request)
     return await tokenized.window.drain(tokenize_pieces(tokenized), len)
 
 
-async def _detokenize(service: Service, body: bytes) -> list[bytes]:
+async def _detokenize(service: Service, account: Account, body: bytes) -> list[bytes]:
     request = await service.read(lambda: DetokenizeRequest.parse(decode_json(body)), size_bytes=len(body))
     reply: DetokenizeBody = {"prompt": await detokenize(service, request)}
     return [json.dumps(reply).encode()]
@@ -198,7 +213,6 @@ def _http_error(request: Request, error: Exception, known: str) -> JSONResponse:
     words = {
         404: (f"no route {request.url.path}; there are {known}", "unknown_route"),
         405: (f"{request.url.path} does not take {request.method}", "method_not_allowed"),
-        413: (error.detail, "body_too_large"),
     }
     message, code = words.get(error.status_code, (error.detail, "http_error"))
     return JSONResponse(http_error_body(message, code), error.status_code, headers=error.headers)

@@ -40,6 +40,7 @@ _STATUS_WORDS = {
     403: "The key does not allow this.",
     404: "No such model is served.",
     413: "The body is too long.",
+    431: "The headers are too long.",
     429: "No room now, or a budget is spent; try again after `retry-after` seconds.",
     500: "A defect of the server.",
     503: "No engine can take the request now; try again.",
@@ -64,6 +65,14 @@ class Operation:
         """In lower case."""
         return "get" if self.request is None else "post"
 
+    @property
+    def statuses(self) -> Mapping[int, Any]:
+        """What comes instead of the reply: status and body."""
+        return dict.fromkeys(error_statuses(), ErrorBody) if self.errors is None else self.errors
+
+
+OPEN: Mapping[int, Any] = {431: ErrorBody}
+KEYED: Mapping[int, Any] = {401: ErrorBody, **OPEN}
 
 OPERATIONS = (
     Operation(
@@ -111,25 +120,28 @@ OPERATIONS = (
         request=DetokenizeRequest,
         reply=DetokenizeBody,
     ),
-    Operation(paths=["/v1/models"], summary="List the served models", reply=ModelsBody, errors={}),
+    Operation(paths=["/v1/models"], summary="List the served models", reply=ModelsBody, errors=KEYED),
     Operation(
         paths=["/v1/models/{model}"],
         summary="Describe a served model (slashes in its id may stand as they are)",
         reply=ModelBody,
-        errors={404: ErrorBody},
+        errors={**KEYED, 404: ErrorBody},
     ),
-    Operation(paths=["/v1/server_info"], summary="Versions, models and how they are run", reply=ServerInfo, errors={}),
-    Operation(paths=["/load"], summary="Requests running and waiting, and KV use", reply=Load, errors={}),
+    Operation(paths=["/v1/server_info"], summary="Versions, and how models are run", reply=ServerInfo, errors=KEYED),
+    Operation(paths=["/load"], summary="Requests running and waiting, and KV use", reply=Load, errors=KEYED),
     Operation(
-        paths=["/health"], summary="Whether every model has an engine", reply=StatusBody, errors={503: StatusBody}
+        paths=["/health"],
+        summary="Whether every model has an engine",
+        reply=StatusBody,
+        errors={**OPEN, 503: StatusBody},
     ),
     Operation(
         paths=["/ready"],
         summary="Whether every model has an engine all of whose ranks made a step",
         reply=StatusBody,
-        errors={503: StatusBody},
+        errors={**OPEN, 503: StatusBody},
     ),
-    Operation(paths=["/version"], summary="The server's version", reply=VersionBody, errors={}),
+    Operation(paths=["/version"], summary="The server's version", reply=VersionBody, errors=OPEN),
 )
 
 
@@ -147,7 +159,10 @@ def document(infos: Sequence[ModelInfo]) -> JsonSchema:
         "openapi": "3.1.0",
         "info": {"title": "glm_cluster", "version": __version__, "description": "GLM models in OpenAI's words."},
         "paths": paths,
-        "components": {"schemas": definitions},
+        "components": {
+            "schemas": definitions,
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": "An API key."}},
+        },
     }
 
 
@@ -158,7 +173,7 @@ def error_statuses() -> list[int]:
     """The statuses of all errors that a request can meet."""
     kinds = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.GlmError)]
     met = {kind.http_status for kind in kinds if not issubclass(kind, errors.ConfigError)}
-    return sorted({*met, 413})
+    return sorted(met)
 
 
 def _schemas() -> tuple[dict[Any, JsonSchema], JsonSchema]:
@@ -214,6 +229,8 @@ def _described(operation: Operation, schemas: Mapping[Any, JsonSchema]) -> JsonS
         described["requestBody"] = {"required": True, "content": _json(schemas[operation.request])}
     if parameters := [_parameter(path) for path in operation.paths if "{" in path]:
         described["parameters"] = parameters
+    if 401 in operation.statuses:
+        described["security"] = [{"key": []}, {}]  # {}: a server without keys lets anyone in
     return described
 
 
@@ -223,8 +240,7 @@ def _responses(operation: Operation, schemas: Mapping[Any, JsonSchema]) -> Itera
         events = {"type": "string", "description": _EVENTS, "x-event": schemas[operation.events]}
         content = {**content, "text/event-stream": {"schema": events}}
     yield "200", {"description": "The answer.", "content": content}
-    given = dict.fromkeys(error_statuses(), ErrorBody) if operation.errors is None else operation.errors
-    for status, body in given.items():
+    for status, body in operation.statuses.items():
         response = {"description": _STATUS_WORDS[status], "content": _json(schemas[body])}
         if status == 429:
             response["headers"] = {"retry-after": {"schema": {"type": "string"}, "description": "Seconds."}}

@@ -241,6 +241,7 @@ def _max_tokens(info: ModelInfo, num_prompt: int, asked: int | None, param: str)
     limit = info.max_model_len
     if num_prompt == 0:
         raise InvalidRequest(f"{param}: no tokens in it; send some text", param=param)
+    check_prompt_limit(info, num_prompt, param)
     if num_prompt >= limit:
         raise InvalidRequest(
             f"{param}: {num_prompt} tokens, which leaves no room for an answer: {info.name} takes {limit} "
@@ -253,7 +254,19 @@ def _max_tokens(info: ModelInfo, num_prompt: int, asked: int | None, param: str)
             f"takes; ask for {limit - num_prompt} or fewer",
             param="max_tokens",
         )
-    return limit - num_prompt if asked is None else asked
+    most = info.max_output_tokens or limit
+    if asked is not None and asked > most:
+        raise InvalidRequest(f"max_tokens: {asked}; this server gives {most} at most", param="max_tokens")
+    return min(limit - num_prompt, most) if asked is None else asked
+
+
+def check_prompt_limit(info: ModelInfo, num_tokens: int, param: str) -> None:
+    """Refuse a prompt that the model could take and the server's settings do not."""
+    if info.max_prompt_tokens is not None and num_tokens > info.max_prompt_tokens:
+        raise InvalidRequest(
+            f"{param}: {num_tokens} tokens; this server takes {info.max_prompt_tokens} at most; shorten or split it",
+            param=param,
+        )
 
 
 class _TokenTimer:

@@ -5,7 +5,7 @@ Knows no socket, no event loop and no engine. Never pickle: a message is data, w
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from hashlib import blake2b
 from hmac import compare_digest
 from typing import Any, Literal, Self, TypeAlias
@@ -19,9 +19,11 @@ from glm_cluster.records import (
     EncodeRequest,
     FinishReason,
     GenerationRequest,
+    Grammar,
     ReplicaLoad,
     SamplingParams,
     TokenEvent,
+    TokenLogprobs,
 )
 
 Request: TypeAlias = GenerationRequest | EncodeRequest
@@ -31,6 +33,7 @@ LossKind: TypeAlias = Literal["died", "moved", "refused"]
 stop, a broken connection, tokens lost on the way); refused: no engine ever saw it, so trying again costs nothing."""
 
 _MAC_BYTES = 16
+_DEFAULTS = {f.name: f.default for f in fields(SamplingParams) if f.default is not MISSING}
 
 
 class Seal:
@@ -133,14 +136,13 @@ class Tokens:
 
     def pack(self) -> bytes:
         """As msgpack."""
-        rows = [(e.request_id, e.attempt, e.start, e.tokens, e.finish, e.num_cached_tokens) for e in self.events]
-        return _pack([self.epoch, rows])
+        return _pack([self.epoch, [_event_out(e) for e in self.events]])
 
     @classmethod
     def unpack(cls, body: bytes) -> Self:
         """From msgpack."""
         epoch, rows = _unpack(body)
-        return cls(epoch, tuple(TokenEvent(r, a, s, tuple(t), f, c) for r, a, s, t, f, c in rows))
+        return cls(epoch, tuple(map(_event_in, rows)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +196,7 @@ def _request_out(request: Request) -> list[Any]:
     head = [request.request_id, request.attempt, request.prompt]
     if isinstance(request, EncodeRequest):
         return ["encode", *head, request.pooling]
-    sampling = {name: getattr(request.sampling, name) for name in SamplingParams.__slots__}
-    return ["generate", *head, request.output, request.max_drafts, sampling]
+    return ["generate", *head, request.output, request.max_drafts, _sampling_out(request.sampling)]
 
 
 def _request_in(row: Sequence[Any]) -> Request:
@@ -204,15 +205,65 @@ def _request_in(row: Sequence[Any]) -> Request:
         (pooling,) = rest
         return EncodeRequest(request_id=request_id, attempt=attempt, prompt=tuple(prompt), pooling=pooling)
     output, max_drafts, sampling = rest
-    sampling["stop_token_ids"] = tuple(sampling["stop_token_ids"])
     return GenerationRequest(
         request_id=request_id,
         attempt=attempt,
         prompt=tuple(prompt),
         output=tuple(output),
         max_drafts=max_drafts,
-        sampling=SamplingParams(**sampling),
+        sampling=_sampling_in(sampling),
     )
+
+
+def _sampling_out(sampling: SamplingParams) -> dict[str, Any]:
+    """What differs from the defaults: most requests say little, and each is sent with every attempt."""
+    given = {name: getattr(sampling, name) for name in SamplingParams.__slots__}
+    if sampling.grammar is not None:
+        given["grammar"] = (sampling.grammar.kind, sampling.grammar.source)
+    return {name: value for name, value in given.items() if name not in _DEFAULTS or value != _DEFAULTS[name]}
+
+
+def _sampling_in(given: dict[str, Any]) -> SamplingParams:
+    values = {name: _tupled(value) for name, value in given.items()}
+    if "grammar" in values:
+        values["grammar"] = Grammar(*values["grammar"])
+    return SamplingParams(**values)
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(map(_tupled, value)) if isinstance(value, list) else value
+
+
+def _event_out(event: TokenEvent) -> list[Any]:
+    """Log-probabilities last, and only where there are some."""
+    head = [event.request_id, event.attempt, event.start, event.tokens, event.finish, event.num_cached_tokens]
+    if not event.logprobs and not event.prompt_logprobs:
+        return head
+    return [*head, list(map(_logprobs_out, event.logprobs)), list(map(_logprobs_out, event.prompt_logprobs))]
+
+
+def _event_in(row: Sequence[Any]) -> TokenEvent:
+    request_id, attempt, start, tokens, finish, num_cached, *judged = row
+    logprobs, prompt_logprobs = judged or ((), ())
+    return TokenEvent(
+        request_id,
+        attempt,
+        start,
+        tuple(tokens),
+        finish,
+        num_cached,
+        logprobs=tuple(_logprobs_in(one) for one in logprobs),
+        prompt_logprobs=tuple(one and _logprobs_in(one) for one in prompt_logprobs),
+    )
+
+
+def _logprobs_out(one: TokenLogprobs | None) -> tuple[float, int, Any] | None:
+    return None if one is None else (one.logprob, one.rank, one.top)
+
+
+def _logprobs_in(row: Sequence[Any]) -> TokenLogprobs:
+    logprob, rank, top = row
+    return TokenLogprobs(logprob, rank, _tupled(top))
 
 
 def _ended_out(ended: Ended) -> list[Any]:

@@ -10,6 +10,7 @@ import platform
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,9 +44,12 @@ class GlmIngress:
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, config: ClusterConfig, *replicas: Any
     ) -> None:
+        from glm_cluster.api.access import Access
+        from glm_cluster.api.callers import Callers
         from glm_cluster.api.grpc import GlmGrpc
         from glm_cluster.api.server import Server
         from glm_cluster.api.service import Service
+        from glm_cluster.api.usage_log import UsageLog
 
         sys.setswitchinterval(TURN_S)
         self._meters = RayMeters()
@@ -62,7 +66,11 @@ class GlmIngress:
             ready=self._ready,
             replica_loads=self._loads,
         )
-        self._grpc = GlmGrpc(self._service, self._server, self._meters)
+        callers = Callers(None if config.api_keys_file is None else Path(config.api_keys_file))
+        self._usage_log = None if config.usage_log is None else UsageLog(Path(config.usage_log), self._meters)
+        self._access = Access(meters=self._meters, callers=callers, limits=config.limits, usage_log=self._usage_log)
+        self._key_watch = asyncio.create_task(callers.watch())
+        self._grpc = GlmGrpc(self._service, self._server, self._meters, self._access)
         gc.collect()
         gc.freeze()  # what is here now stays, and each full collection would hold the loop up 60 ms to find that out
 
@@ -85,7 +93,11 @@ class GlmIngress:
         )
         generates = model.engine.task == "generate"
         return ServedModel(
-            info=model_info(model, stored, created=int((directory / "config.json").stat().st_mtime)),
+            info=replace(
+                model_info(model, stored, created=int((directory / "config.json").stat().st_mtime)),
+                max_prompt_tokens=config.limits.max_prompt_tokens,
+                max_output_tokens=config.limits.max_output_tokens,
+            ),
             tokenizer=tokenizer,
             template=ChatTemplate.from_directory(directory, tokenizer) if generates else None,
             window=EncodeWindow(tokenizer, self._meters),
@@ -109,13 +121,16 @@ class GlmIngress:
     def __serve_build_asgi_app__(self) -> "FastAPI":  # the name Serve looks for
         from glm_cluster.api.http import build_http_app
 
-        return build_http_app(self._service, self._server, self._meters)
+        return build_http_app(self._service, self._server, self._meters, self._access)
 
     async def __del__(self) -> None:
         """Called by Serve on an orderly stop."""
+        self._key_watch.cancel()
         for model in self._models:
             model.window.close()
         await self._inbox.close()
+        if self._usage_log is not None:
+            await asyncio.to_thread(self._usage_log.close)
 
     async def Chat(self, request: Any, grpc_context: Any) -> Any:
         """Serve finds gRPC methods by name."""

@@ -4,6 +4,7 @@ from typing import Self
 
 from glm_cluster.config import EngineConfig
 from glm_cluster.engine.blocks import BlockPool
+from glm_cluster.engine.constraint import Constrain
 from glm_cluster.engine.executor import Executor, LocalExecutor
 from glm_cluster.engine.memory import KvLimits
 from glm_cluster.engine.runner import ModelRunner
@@ -25,8 +26,10 @@ class Engine:
         self._num_steps = 0
 
     @classmethod
-    def assemble(cls, config: EngineConfig, limits: KvLimits, executor: Executor) -> Self:
-        """Put a scheduler with the group's limits over an executor."""
+    def assemble(
+        cls, config: EngineConfig, limits: KvLimits, executor: Executor, constrain: Constrain | None = None
+    ) -> Self:
+        """Put a scheduler with the group's limits over an executor. Without `constrain`, grammars are refused."""
         scheduler = Scheduler(
             BlockPool(limits.num_blocks),
             block_tokens=config.block_tokens,
@@ -35,6 +38,7 @@ class Engine:
             step_tokens=config.step_tokens,
             max_model_len=limits.max_model_len,
             speculative_tokens=config.speculative_tokens,
+            constrain=constrain,
         )
         return cls(scheduler, executor, config.task)
 
@@ -81,8 +85,9 @@ def open_engine(
     *,
     on_read: ReadProgress | None = None,
     unused_token_ids: tuple[tuple[int, int], ...] = (),
+    constrain: Constrain | None = None,
 ) -> Engine:
     """An engine of one rank in this process. Ids in the half-open ranges of `unused_token_ids` are never sampled."""
     ranks = Ranks.single(resolve_device(config.device))
     runner = ModelRunner.load(config, ranks, on_read=on_read, unused_token_ids=unused_token_ids)
-    return Engine.assemble(config, runner.limits, LocalExecutor(runner))
+    return Engine.assemble(config, runner.limits, LocalExecutor(runner), constrain)

@@ -1,11 +1,12 @@
 """What a step is: the plan every rank receives, and what comes back. Knows no torch."""
 
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 import msgpack
 
-from glm_cluster.records import Encoded, Pooling, SamplingParams
+from glm_cluster.engine.past import Past
+from glm_cluster.records import Encoded, Pooling, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,16 +14,18 @@ class Slice:
     """One sequence's share of a step: run `tokens` at positions start, start + 1, ..., then maybe sample or pool.
 
     The last `num_drafts` tokens are guesses. A token is sampled after the last known one, and after each guess as long
-    as all before are what was sampled.
+    as all before are what was sampled. What it is sampled with, `past`, is for rank 0 alone and stays there.
     """
 
     key: str  # request id and attempt
     tokens: tuple[int, ...]
     start: int
     blocks: tuple[int, ...]
-    sampling: SamplingParams | None  # None while known tokens are left to compute
+    samples: bool  # False while known tokens are left to compute
     pooling: Pooling | None = None  # of an encode request, where rows of this slice are wanted
     num_drafts: int = 0
+    num_scored: int = 0  # leading tokens after each of which the prompt's next one is judged
+    past: Past | None = field(default=None, compare=False)  # of a slice that samples or scores
 
     @property
     def num_known(self) -> int:
@@ -44,24 +47,14 @@ class StepPlan:
     def pack(self) -> bytes:
         """Encode for the wire between ranks."""
         rows = [
-            (
-                s.key,
-                s.tokens,
-                s.start,
-                s.blocks,
-                None if s.sampling is None else astuple(s.sampling),
-                s.pooling,
-                s.num_drafts,
-            )
-            for s in self.slices
+            (s.key, s.tokens, s.start, s.blocks, s.samples, s.pooling, s.num_drafts, s.num_scored) for s in self.slices
         ]
         return bytes(msgpack.packb(rows))
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
-        """Decode what `pack` made."""
-        rows = msgpack.unpackb(data, use_list=False)
-        return cls(tuple(Slice(k, t, start, b, _sampling(s), p, n) for k, t, start, b, s, p, n in rows))
+        """Decode what `pack` made, as a rank sees it that does not sample."""
+        return cls(tuple(Slice(*row) for row in msgpack.unpackb(data, use_list=False)))
 
 
 class Pooled(Protocol):
@@ -78,14 +71,9 @@ class Pooled(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """The sampled tokens, or the pooled rows, of every slice that wanted some, by key. Empty on ranks above 0."""
+    """What every slice wanted of tokens, pooled rows and log-probabilities, by key. Empty on ranks above 0."""
 
     tokens: dict[str, tuple[int, ...]] = field(default_factory=dict)  # right guesses, and the one sampled after them
     rows: dict[str, Pooled] = field(default_factory=dict)
-
-
-_SAMPLING_FIELDS = tuple(SamplingParams.__dataclass_fields__)
-
-
-def _sampling(row: tuple[object, ...] | None) -> SamplingParams | None:
-    return None if row is None else SamplingParams(**dict(zip(_SAMPLING_FIELDS, row, strict=True)))  # type: ignore[arg-type]
+    logprobs: dict[str, tuple[TokenLogprobs, ...]] = field(default_factory=dict)  # of `tokens`, where asked for
+    scores: dict[str, tuple[TokenLogprobs, ...]] = field(default_factory=dict)  # of the prompt, where asked for

@@ -20,7 +20,10 @@ _ROUNDS = 10
 
 
 def sample(logits_RV: Tensor, params: Sequence[SamplingParams], positions: Sequence[int]) -> list[int]:
-    """Choose one token a row. Temperature 0 takes the most likely; else temperature, top_k, top_p, min_p, draw."""
+    """Choose one token a row. Temperature 0 takes the most likely; else temperature, top_k, top_p, min_p, draw.
+
+    A row in which everything is masked gives id 0.
+    """
     tokens_R = logits_RV.argmax(dim=-1)
     drawn = [row for row, p in enumerate(params) if p.temperature > 0]
     if drawn:

@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from glm_cluster.engine.blocks import BlockPool, OutOfBlocks
+from glm_cluster.engine.constraint import Constrain, Constraint
 from glm_cluster.engine.plan import Slice, StepOutput, StepPlan
 from glm_cluster.engine.sequence import Request, Sequence
 from glm_cluster.errors import InvalidRequest, Overloaded
-from glm_cluster.records import FinishReason, GenerationRequest, ReplicaLoad, TokenEvent
+from glm_cluster.records import FinishReason, GenerationRequest, ReplicaLoad, TokenEvent, TokenLogprobs
 
 # A step with few rows waits for weights: on a CPU one of four rows takes as long as one of one, one of eight a third
 # longer (measured). So any guess may ride in the first rows, and in the rest those of sequences whose last was right.
@@ -41,6 +42,7 @@ class Scheduler:
         step_tokens: int,
         max_model_len: int,
         speculative_tokens: int = 0,
+        constrain: Constrain | None = None,
     ) -> None:
         assert pool.num_blocks * block_tokens >= max_model_len, "one sequence alone must always fit"
         self._pool = pool
@@ -50,6 +52,7 @@ class Scheduler:
         self._max_waiting = max_waiting
         self._max_len = max_model_len
         self._speculative_tokens = speculative_tokens
+        self._constrain = constrain
         self._num_drafted = 0
         self._num_accepted = 0
         self._waiting: deque[Sequence] = deque()
@@ -75,6 +78,7 @@ class Scheduler:
             block_tokens=self._block_tokens,
             max_tokens=self._max_tokens(request),
             max_drafts=self._max_drafts(request),
+            constraint=self._constraint(request),
         )
         if (finish := _finish_reason(sequence)) is not None:
             self._events.append(_event(sequence, (), finish))
@@ -98,6 +102,13 @@ class Scheduler:
             return 0
         asked = request.max_drafts
         return self._speculative_tokens if asked is None else min(asked, self._speculative_tokens)
+
+    def _constraint(self, request: Request) -> Constraint | None:
+        if not isinstance(request, GenerationRequest) or (grammar := request.sampling.grammar) is None:
+            return None
+        if self._constrain is None:
+            raise InvalidRequest("this engine follows no grammars; send the request without one", param="grammar")
+        return self._constrain(grammar)
 
     def cancel(self, request_id: str, attempt: int) -> None:
         """Forget a request; its blocks are free at once. Unknown ids are ignored: it may just have finished."""
@@ -152,7 +163,7 @@ class Scheduler:
     def check(self) -> None:
         """Assert the invariants of scheduler and pool. Call between steps."""
         self._pool.check()
-        assert all(not s.blocks and s.pooled is None for s in self._waiting)
+        assert all(not s.blocks and s.pooled is None and not s.scores for s in self._waiting)
         held = {b for s in self._running.values() for b in s.blocks}
         assert len(held) == self._pool.num_blocks - self._pool.num_free
         for s in self._running.values():
@@ -200,7 +211,7 @@ class Scheduler:
         num_rows = sum(len(part.tokens) for part in slices)
         if num_rows >= DRAFT_ROWS:
             return
-        sequences = {index: self._running[part.key] for index, part in enumerate(slices) if part.sampling is not None}
+        sequences = {index: self._running[part.key] for index, part in enumerate(slices) if part.samples}
         drafts = {index: draft for index, sequence in sequences.items() if (draft := sequence.draft())}
         for is_trusted, most_rows in ((True, DRAFT_ROWS), (False, FREE_ROWS)):
             chosen = {i: draft for i, draft in drafts.items() if sequences[i].lookup.is_trusted is is_trusted}
@@ -232,17 +243,18 @@ class Scheduler:
     def _drop(self, sequence: Sequence) -> None:
         """Forget what was computed of a sequence."""
         self._pool.release(sequence.blocks)
-        sequence.blocks, sequence.num_computed, sequence.pooled = [], 0, None
+        sequence.blocks, sequence.num_computed, sequence.pooled, sequence.scores = [], 0, None, []
 
     def _commit_slice(self, sequence: Sequence, part: Slice, output: StepOutput) -> None:
-        tokens = () if part.sampling is None else self._take(sequence, part, output.tokens[part.key])
+        sequence.scores += output.scores.get(part.key, ())
+        tokens = self._take(sequence, part, output.tokens[part.key]) if part.samples else ()
         self._advance(sequence, part.num_known + max(0, len(tokens) - 1))  # the last one is yet to be computed
         if part.pooling is not None:
             rows = output.rows[part.key]
             sequence.pooled = rows if sequence.pooled is None else sequence.pooled.plus(rows)
         finish = _finish_reason(sequence)
         if tokens or finish is not None:
-            self._events.append(_event(sequence, tokens, finish))
+            self._events.append(_event(sequence, tokens, finish, output.logprobs.get(part.key, ())))
         if finish is not None:
             del self._running[part.key]
             self._drop(sequence)
@@ -289,8 +301,10 @@ def _slice(sequence: Sequence, count: int) -> Slice:
         tokens=tuple(sequence.tokens[start : start + count]),
         start=start,
         blocks=tuple(sequence.blocks),
-        sampling=sequence.sampling if is_last else None,
+        samples=is_last and sequence.sampling is not None,
         pooling=sequence.pooling if is_last or sequence.needs_every_row else None,
+        num_scored=sequence.num_scored(count),
+        past=sequence.past,
     )
 
 
@@ -302,8 +316,31 @@ def _finish_reason(sequence: Sequence) -> FinishReason | None:
     return "length" if len(sequence.tokens) >= sequence.max_len else None
 
 
-def _event(sequence: Sequence, tokens: tuple[int, ...], finish: FinishReason | None) -> TokenEvent:
+def _event(
+    sequence: Sequence,
+    tokens: tuple[int, ...],
+    finish: FinishReason | None,
+    logprobs: tuple[TokenLogprobs, ...] = (),
+) -> TokenEvent:
     request = sequence.request
-    start = sequence.num_output - len(tokens)
-    encoded = None if sequence.pooled is None else sequence.pooled.encoded(sequence.num_cached)
-    return TokenEvent(request.request_id, request.attempt, start, tokens, finish, sequence.num_cached, encoded)
+    return TokenEvent(
+        request.request_id,
+        request.attempt,
+        start=sequence.num_output - len(tokens),
+        tokens=tokens,
+        finish=finish,
+        num_cached_tokens=sequence.num_cached,
+        encoded=None if sequence.pooled is None else sequence.pooled.encoded(sequence.num_cached),
+        logprobs=logprobs[: len(tokens)],
+        prompt_logprobs=_prompt_logprobs(sequence, tokens),
+    )
+
+
+def _prompt_logprobs(sequence: Sequence, tokens: tuple[int, ...]) -> tuple[TokenLogprobs | None, ...]:
+    """With the first tokens of output, where asked for."""
+    sampling = sequence.sampling
+    if sampling is None or sampling.prompt_logprobs is None or not tokens or sequence.num_output > len(tokens):
+        return ()
+    scores, sequence.scores = sequence.scores, []
+    assert len(scores) == len(sequence.request.prompt) - 1
+    return (None, *scores)

@@ -3,9 +3,11 @@
 from typing import TypeAlias
 
 from glm_cluster.engine.blocks import ROOT_HASH, block_hash
+from glm_cluster.engine.constraint import Constraint
 from glm_cluster.engine.lookup import PromptLookup
+from glm_cluster.engine.past import Past
 from glm_cluster.engine.plan import Pooled
-from glm_cluster.records import EncodeRequest, GenerationRequest
+from glm_cluster.records import EncodeRequest, GenerationRequest, SamplingParams, TokenLogprobs
 
 Request: TypeAlias = GenerationRequest | EncodeRequest
 
@@ -17,11 +19,20 @@ class Sequence:
     encode request has no output, and `pooled` is what the rows computed so far came to.
     """
 
-    def __init__(self, request: Request, *, block_tokens: int, max_tokens: int, max_drafts: int = 0) -> None:
+    def __init__(
+        self,
+        request: Request,
+        *,
+        block_tokens: int,
+        max_tokens: int,
+        max_drafts: int = 0,
+        constraint: Constraint | None = None,
+    ) -> None:
         self.request = request
         self.sampling = request.sampling if isinstance(request, GenerationRequest) else None
         self.pooling = request.pooling if isinstance(request, EncodeRequest) else None
         self.pooled: Pooled | None = None
+        self.scores: list[TokenLogprobs] = []  # of the prompt's tokens so far but the first
         self.tokens = [*request.prompt, *(request.output if isinstance(request, GenerationRequest) else ())]
         self.max_len = len(request.prompt) + max_tokens
         self.num_computed = 0
@@ -29,9 +40,13 @@ class Sequence:
         self.was_admitted = False
         self.blocks: list[int] = []
         self.lookup = PromptLookup()
+        self.past = None if self.sampling is None else self._past(self.sampling, constraint)
         self._max_drafts = max_drafts
         self._block_tokens = block_tokens
         self._hashes: list[bytes] = []
+
+    def _past(self, sampling: SamplingParams, constraint: Constraint | None) -> Past:
+        return Past(sampling, self.tokens, len(self.request.prompt), constraint)
 
     @property
     def num_output(self) -> int:
@@ -46,7 +61,16 @@ class Sequence:
     @property
     def needs_every_row(self) -> bool:
         """Whether each token must be computed here, also those whose keys and values are known."""
-        return self.pooling in ("mean", "tokens")
+        return self.pooling in ("mean", "tokens") or self.scores_prompt
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the prompt's tokens are to be judged: what was, went out with the first token of output."""
+        return self.sampling is not None and self.sampling.prompt_logprobs is not None and self.num_output == 0
+
+    def num_scored(self, count: int) -> int:
+        """How many of the next `count` tokens have one of the prompt after them that is to be judged."""
+        return max(0, min(count, len(self.request.prompt) - 1 - self.num_computed)) if self.scores_prompt else 0
 
     @property
     def num_shareable(self) -> int:

@@ -52,6 +52,11 @@ class ChatTemplate:
         except jinja2.TemplateSyntaxError as error:
             raise CheckpointError(f"the chat template in {where} is broken at line {error.lineno}: {error}") from error
 
+    @property
+    def source(self) -> str:
+        """The template as it was given."""
+        return self._source
+
     def render(
         self,
         messages: Sequence[Mapping[str, object]],

@@ -81,7 +81,7 @@ def paged_logits(model: GlmForCausalLM, backend: Backend, prompts: Sequence[Ids]
     with torch.inference_mode():
         for prompt in prompts:
             blocks = tuple(range(1, _num_blocks(prompt) + 1))
-            plan = StepPlan((Slice("prompt", prompt, 0, blocks, None),))
+            plan = StepPlan((Slice("prompt", prompt, 0, blocks, samples=False),))
             batch = Batch.build(plan, block_tokens=BLOCK_TOKENS, device=ranks.device, row_multiple=backend.row_multiple)
             attend = backend.attention(cache, batch.ragged)
             hidden_TH = model.decoder.hidden(batch.ids_T, batch.positions_P, attend)

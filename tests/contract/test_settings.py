@@ -6,7 +6,7 @@ from dataclasses import fields
 from pydantic import BaseModel
 
 from glm_cluster.api import inputs, openai
-from glm_cluster.config import ClusterConfig, EngineConfig, ModelConfig
+from glm_cluster.config import ClusterConfig, EngineConfig, Limits, ModelConfig
 from glm_cluster.records import (
     Encoded,
     EncodeRequest,
@@ -32,7 +32,7 @@ def attributes_read(modules: Modules, *, outside: str) -> set[str]:
 
 
 def test_every_setting_has_a_reader(modules: Modules) -> None:
-    settings = {field.name for cls in (EngineConfig, ModelConfig, ClusterConfig) for field in fields(cls)}
+    settings = {field.name for cls in (EngineConfig, ModelConfig, ClusterConfig, Limits) for field in fields(cls)}
     unused = settings - attributes_read(modules, outside="glm_cluster.config")
     assert not unused, f"settings nobody reads: {sorted(unused)}"
 

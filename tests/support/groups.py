@@ -42,7 +42,7 @@ def join_threads(size: int, ranks_class: type[Ranks] = Ranks, backend: Backend |
 
 
 class ThreadGroup:
-    """An Executor over thread ranks; every plan crosses the wire format."""
+    """An Executor over thread ranks; every plan crosses the wire format to the ranks above 0."""
 
     def __init__(self, config: EngineConfig, ranks: list[Ranks]) -> None:
         self._size = len(ranks)
@@ -51,9 +51,10 @@ class ThreadGroup:
         )
 
     def execute(self, plan: StepPlan) -> StepOutput:
-        plan = StepPlan.unpack(plan.pack())
-        outputs = on_every_rank(self._size, lambda rank: self.runners[rank].execute(plan))
-        assert all(not output.tokens and not output.rows for output in outputs[1:])
+        arrived = StepPlan.unpack(plan.pack())
+        assert arrived == plan
+        outputs = on_every_rank(self._size, lambda rank: self.runners[rank].execute(arrived if rank else plan))
+        assert outputs[1:] == [StepOutput()] * (self._size - 1)
         return outputs[0]
 
 

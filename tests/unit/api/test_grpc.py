@@ -178,6 +178,9 @@ class Context:
     def set_details(self, details):
         self.details = details
 
+    def invocation_metadata(self):
+        return ()
+
 
 async def test_an_error_sets_the_status_and_is_raised(service, server, tally):
     """Serve sends what stands on the context once the method has raised."""

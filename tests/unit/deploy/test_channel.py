@@ -1,8 +1,21 @@
 """The side channel's records survive their wire form, and strangers are not heard."""
 
+from dataclasses import replace
+
+import msgpack
+
 from glm_cluster.deploy.channel import Ended, Orders, Receipt, Report, ReturnAddress, Seal, Submission, Tokens
 from glm_cluster.errors import InvalidRequest
-from glm_cluster.records import Encoded, EncodeRequest, GenerationRequest, ReplicaLoad, SamplingParams, TokenEvent
+from glm_cluster.records import (
+    Encoded,
+    EncodeRequest,
+    GenerationRequest,
+    Grammar,
+    ReplicaLoad,
+    SamplingParams,
+    TokenEvent,
+    TokenLogprobs,
+)
 
 
 def request(**given: object) -> GenerationRequest:
@@ -22,6 +35,36 @@ def test_orders_round_trip():
     assert tuple(map(Submission.unpack, arrived.adds)) == submissions
 
 
+EVERYTHING = SamplingParams(
+    max_tokens=9,
+    min_tokens=2,
+    temperature=0.5,
+    top_k=3,
+    top_p=0.9,
+    min_p=0.05,
+    seed=2**62,
+    presence_penalty=-0.5,
+    frequency_penalty=1.5,
+    repetition_penalty=1.1,
+    logit_bias=((4, -100.0), (5, 0.25)),
+    allowed_token_ids=(4, 5, 6),
+    bad_words=((5,), (5, 6)),
+    stop_token_ids=(7, 8),
+    logprobs=0,
+    prompt_logprobs=3,
+    grammar=Grammar("regex", "[a-z]+"),
+)
+
+
+def test_every_sampling_parameter_arrives():
+    defaults = SamplingParams(max_tokens=1)
+    assert [name for name in SamplingParams.__slots__ if getattr(EVERYTHING, name) == getattr(defaults, name)] == []
+    for sampling in (EVERYTHING, defaults, replace(EVERYTHING, allowed_token_ids=(), grammar=None, temperature=1)):
+        arrived = Submission.unpack(Submission(request(sampling=sampling), None).pack()).request
+        assert arrived == request(sampling=sampling)
+        assert hash(arrived) == hash(request(sampling=sampling))  # tuples all the way down
+
+
 def test_avoidance_is_for_the_router_and_stays_behind():
     assert Submission.unpack(Submission(request(), None, avoid=("a",)).pack()).avoid == ()
 
@@ -29,6 +72,19 @@ def test_avoidance_is_for_the_router_and_stays_behind():
 def test_tokens_round_trip():
     tokens = Tokens("epoch", (TokenEvent("r", 1, 4, (5, 6)), TokenEvent("s", 0, 0, (2,), "stop", 16)))
     assert Tokens.unpack(tokens.pack()) == tokens
+
+
+def test_logprobs_round_trip():
+    judged = (TokenLogprobs(-0.25, 1, ((5, -0.25), (2, -1.5))), TokenLogprobs(-7.0, 30))
+    plain = TokenEvent("r", 1, 4, (5, 6))
+    events = (replace(plain, logprobs=judged), replace(plain, prompt_logprobs=(None, *judged)), plain)
+    tokens = Tokens("epoch", events)
+    assert Tokens.unpack(tokens.pack()) == tokens
+
+
+def test_who_asks_for_no_logprobs_sends_none():
+    plain = Tokens("epoch", (TokenEvent("r", 1, 4, (5, 6)),))
+    assert plain.pack() == msgpack.packb(["epoch", [["r", 1, 4, [5, 6], None, 0]]])
 
 
 def test_report_round_trip():

@@ -9,11 +9,12 @@ from torch import Tensor
 from glm_cluster.engine import heads
 from glm_cluster.engine.batch import Batch
 from glm_cluster.engine.heads import TokenHead
+from glm_cluster.engine.past import Past
 from glm_cluster.engine.plan import Slice, StepPlan
 from glm_cluster.engine.sampler import sample
 from glm_cluster.records import SamplingParams
 
-GREEDY = SamplingParams(max_tokens=9, temperature=0)
+PAST = Past(SamplingParams(max_tokens=9, temperature=0), (), 0)
 
 
 class Shifted:
@@ -43,18 +44,18 @@ def tokens_of(*slices: Slice) -> dict[str, tuple[int, ...]]:
 
 def test_a_row_is_drawn_from_only_where_every_guess_before_it_is_right(drawn: list[list[int]]) -> None:
     tokens = tokens_of(
-        Slice("all right", (8, 9, 10, 11), 4, (1,), GREEDY, num_drafts=2),
-        Slice("prompt", (20, 21), 0, (2,), None),
-        Slice("first wrong", (5, 7, 8, 9), 2, (3,), GREEDY, num_drafts=3),
-        Slice("plain", (30,), 9, (4,), GREEDY),
-        Slice("second wrong", (1, 2, 4, 5), 6, (5,), GREEDY, num_drafts=3),
+        Slice("all right", (8, 9, 10, 11), 4, (1,), True, num_drafts=2, past=PAST),
+        Slice("prompt", (20, 21), 0, (2,), False),
+        Slice("first wrong", (5, 7, 8, 9), 2, (3,), True, num_drafts=3, past=PAST),
+        Slice("plain", (30,), 9, (4,), True, past=PAST),
+        Slice("second wrong", (1, 2, 4, 5), 6, (5,), True, num_drafts=3, past=PAST),
     )
     assert tokens == {"all right": (10, 11, 12), "first wrong": (6,), "plain": (31,), "second wrong": (2, 3)}
     assert drawn == [[6, 3, 10, 7], [7, 8], [8]]
 
 
 def test_without_guesses_all_are_drawn_at_once(drawn: list[list[int]]) -> None:
-    assert tokens_of(*(Slice(f"{i}", (i,), i, (1 + i,), GREEDY) for i in range(5))) == {
+    assert tokens_of(*(Slice(f"{i}", (i,), i, (1 + i,), True, past=PAST) for i in range(5))) == {
         f"{i}": (i + 1,) for i in range(5)
     }
     assert drawn == [[1, 2, 3, 4, 5]]

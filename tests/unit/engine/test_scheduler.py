@@ -53,7 +53,7 @@ def _encode(name: str, num_prompt: int, pooling: Pooling, first: int = 10) -> En
 
 def _output(plan: StepPlan, token: int = 5) -> StepOutput:
     return StepOutput(
-        {s.key: _agreed(s.drafts, token) for s in plan.slices if s.sampling is not None},
+        {s.key: _agreed(s.drafts, token) for s in plan.slices if s.samples},
         {s.key: Ids(s.tokens[-1:] if s.pooling == "last" else s.tokens) for s in plan.slices if s.pooling is not None},
     )
 
@@ -91,7 +91,7 @@ def test_nothing_is_sampled_before_the_prompt_ends() -> None:
     scheduler = _scheduler(step_tokens=8)
     scheduler.add(_request("a", 20))
     plans = [_step(scheduler)[0] for _ in range(3)]
-    assert [s.sampling is not None for p in plans for s in p.slices] == [False, False, True]
+    assert [s.samples for p in plans for s in p.slices] == [False, False, True]
 
 
 def test_a_stop_token_ends_with_stop_and_max_tokens_with_length() -> None:
@@ -204,7 +204,7 @@ def test_rows_are_wanted_of_every_chunk_or_of_the_last(pooling: Pooling, wanted:
     scheduler.add(_encode("a", 20, pooling))
     steps = [_step(scheduler) for _ in range(3)]
     assert [s.pooling for plan, _ in steps for s in plan.slices] == wanted
-    assert [s.sampling for plan, _ in steps for s in plan.slices] == [None] * 3
+    assert [s.samples for plan, _ in steps for s in plan.slices] == [False] * 3
     assert [len(events) for _, events in steps] == [0, 0, 1]
     assert not scheduler.has_work
 

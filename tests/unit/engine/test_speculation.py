@@ -47,17 +47,17 @@ class PaperModel:
         self._slots: dict[tuple[int, int], int] = {}
 
     def execute(self, plan: StepPlan) -> StepOutput:
-        plan = StepPlan.unpack(plan.pack())
+        assert StepPlan.unpack(plan.pack()) == plan
         self.plans.append(plan)
         for part in plan.slices:
             for at, token in enumerate(part.tokens, part.start):
                 self._slots[part.blocks[at // BLOCK_TOKENS], at % BLOCK_TOKENS] = token
         sampled: dict[str, Ids] = {}
         for part in plan.slices:
-            if part.sampling is not None:
+            if part.past is not None and part.samples:
                 end = part.start + len(part.tokens)
                 context = [self._slots[part.blocks[at // BLOCK_TOKENS], at % BLOCK_TOKENS] for at in range(end)]
-                rows = [next_token(context[:e], part.sampling.seed) for e in range(end - part.num_drafts, end + 1)]
+                rows = [next_token(context[:e], part.past.sampling.seed) for e in range(end - part.num_drafts, end + 1)]
                 wrong = [i for i, draft in enumerate(part.drafts) if rows[i] != draft]
                 sampled[part.key] = tuple(rows[: 1 + min(wrong, default=part.num_drafts)])
         return StepOutput(sampled)

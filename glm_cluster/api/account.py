@@ -1,0 +1,118 @@
+"""What one request is charged: reserved when it is admitted, counted as tokens go out, settled once when it ends.
+
+Knows counts. Refuses to know wires, budgets and files: it is told whom to ask and where its record goes.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from glm_cluster.api.callers import Caller
+from glm_cluster.api.service import Delta
+from glm_cluster.api.usage_log import UsageRecord
+from glm_cluster.errors import GlmError, PermissionDenied
+from glm_cluster.records import GenerationRequest
+
+
+class Account:
+    """The books of one request. Until it is admitted it costs nothing and leaves no record."""
+
+    def __init__(
+        self,
+        *,
+        caller: Caller,
+        wire: str,
+        route: str,
+        reserve: Callable[[int], int],
+        settle: Callable[[int, int], None],
+        write: Callable[[UsageRecord], None],
+    ) -> None:
+        self.caller = caller
+        self._wire = wire
+        self._route = route
+        self._reserve = reserve
+        self._settle = settle
+        self._write = write
+        self._model: str | None = None  # until it is admitted
+        self._user: str | None = None
+        self._reserved = 0
+        self._num_prompt = 0
+        self._num_cached = 0
+        self._num_generated = 0
+        self._num_delivered = 0
+        self._finish: str | None = None
+
+    def admit(self, *, model: str, num_prompt_tokens: int, max_tokens: int, user: str | None = None) -> None:
+        """Reserve the most the request can use, or refuse it: its bearer may not, or may no more."""
+        key = self.caller.key
+        if key is not None and key.models is not None and model not in key.models:
+            raise PermissionDenied(
+                f"model: key {key.name!r} is for {', '.join(map(repr, key.models))}, not {model!r}", param="model"
+            )
+        self._reserved = self._reserve(num_prompt_tokens + max_tokens)
+        self._model, self._user, self._num_prompt = model, user, num_prompt_tokens
+
+    def admit_generation(self, generation: GenerationRequest, *, model: str, user: str | None = None) -> None:
+        """The same of a request that generates."""
+        num_prompt, most = len(generation.prompt), generation.sampling.max_tokens
+        self.admit(model=model, num_prompt_tokens=num_prompt, max_tokens=most, user=user)
+
+    async def metered(self, deltas: AsyncIterator[Delta], *, streamed: bool) -> AsyncGenerator[Delta, None]:
+        """Count what passes. Streamed tokens count as delivered once the next ones are asked for, never sooner."""
+        async for delta in deltas:
+            self._num_generated += len(delta.token_ids)
+            if delta.usage is not None:
+                self._num_cached = delta.usage.num_cached_tokens
+            self._finish = delta.finish or self._finish
+            yield delta
+            if streamed:
+                self._num_delivered += len(delta.token_ids)
+
+    def delivered(self) -> None:
+        """All that came has gone out."""
+        self._num_delivered = self._num_generated
+
+    def encoded(self, num_cached_tokens: int) -> None:
+        """The prompts have been read; there are no tokens to deliver."""
+        self._num_cached = num_cached_tokens
+        self._finish = "stop"
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Settle and write the record at the end, whatever the end is."""
+        started = time.perf_counter()
+        status = "internal_error"
+        try:
+            yield
+            status = "ok"
+        except GlmError as error:
+            status = error.code
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            status = "cancelled"
+            raise
+        finally:
+            if self._model is not None:
+                self._settle(self._reserved, self._num_prompt + self._num_generated)
+                self._write(self._record(self._model, status, time.perf_counter() - started))
+
+    def _record(self, model: str, status: str, duration_s: float) -> UsageRecord:
+        return UsageRecord(
+            time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            request_id=self.caller.request_id,
+            client_request_id=self.caller.client_request_id,
+            key=None if self.caller.key is None else self.caller.key.name,
+            user=self._user,
+            model=model,
+            wire=self._wire,
+            route=self._route,
+            prompt_tokens=self._num_prompt,
+            cached_tokens=self._num_cached,
+            completion_tokens=self._num_delivered,
+            generated_tokens=self._num_generated,
+            finish=self._finish,
+            status=status,
+            duration_s=round(duration_s, 6),
+        )

@@ -1,0 +1,259 @@
+"""Outputs are read as the families write them, however they are cut, in linear time."""
+
+import json
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glm_cluster.text.tools.output import OutputReader, call_reader, parse
+from glm_cluster.text.tools.pieces import Call, Content, Parsed, Reasoning, joined
+from glm_cluster.text.tools.reasoning import ReasoningSplitter, State, state_after
+from glm_cluster.text.tools.tool import Tool
+
+TYPED = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string"},
+        "days": {"type": "integer"},
+        "when": {"type": ["string", "null"]},
+        "unit": {"enum": ["c", "f"]},
+        "how": {"anyOf": [{"type": "string"}, {"type": "array"}]},
+    },
+}
+TOOLS = (
+    Tool(name="get_weather", parameters=TYPED),
+    Tool(name="get"),
+    Tool(name="python", built_in=True),
+    Tool(name="simple_browser", built_in=True),
+)
+
+
+def reader(family: str = "glm4", state: State | None = None, tools: tuple[Tool, ...] = TOOLS) -> OutputReader:
+    return OutputReader(
+        calls=call_reader(family, tools),  # type: ignore[arg-type]
+        thinks=None if state is None else ReasoningSplitter(state),
+        skip_newline=True,
+    )
+
+
+def calls(family: str, text: str) -> list[tuple[str, Any]]:
+    return [(call.name, json.loads(call.arguments)) for call in parse(reader(family), text).calls]
+
+
+def tools_of(case: dict[str, Any], default: list[str]) -> tuple[Tool, ...]:
+    return tuple(Tool(name=name) for name in case.get("tools", default))
+
+
+@pytest.fixture(scope="module")
+def vectors(shared_data: Path) -> dict[str, Any]:
+    return json.loads((shared_data / "vectors" / "tool_parse.json").read_text(encoding="utf-8"))
+
+
+def test_vectors_of_glm4(vectors: dict[str, Any]) -> None:
+    for case in vectors["glm4_9b (name newline JSON)"]["cases"]:
+        browser = () if "tools" in case else (Tool(name="simple_browser", built_in=True),)
+        tools = (*tools_of(case, ["get_weather"]), *browser)
+        parsed = parse(OutputReader(calls=call_reader("glm4", tools)), case["text"])
+        if "result" in case:
+            name, body = case["result"]["name"], case["result"]["content"]
+            assert parsed == Parsed(None, None, (Call(name, json.dumps({"call": body}, ensure_ascii=False)),))
+        elif "<|assistant|>" in case["text"]:
+            assert parsed == Parsed("先查一下。", None, (Call("get_weather", '{"city": "北京"}'),))
+        else:
+            found = [{"name": call.name, "arguments": json.loads(call.arguments)} for call in parsed.calls]
+            assert found == (case["calls"] or [])
+            assert parsed.content == (None if found else case.get("content", case["text"]))
+
+
+def test_vectors_of_glm45(vectors: dict[str, Any]) -> None:
+    for case in vectors["glm45 (xml)"]["cases"]:
+        parsed = parse(OutputReader(calls=call_reader("glm45", ())), case["text"])
+        assert [{"name": call.name, "arguments": json.loads(call.arguments)} for call in parsed.calls] == case["calls"]
+        if "content" in case:
+            assert parsed.content == (case["text"] if case["content"] == "(same text)" else case["content"])
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "found"),
+    [
+        ("\nHello", "Hello", []),
+        ("\n\nHello\n", "\nHello\n", []),
+        ('\nget_weather\n{"city": "x"}', None, [("get_weather", {"city": "x"})]),
+        ('get_weather\n{"city": "x"', 'get_weather\n{"city": "x"', []),
+        ('get_weather\n{"city": NaN}', 'get_weather\n{"city": NaN}', []),
+        ("get_weather\n[1]", "get_weather\n[1]", []),
+        ("get_weather\n", "get_weather\n", []),
+        ("get_weather", "get_weather", []),
+        ('get_weathers\n{"a": 1}', 'get_weathers\n{"a": 1}', []),
+        ('I call\nget_weather\n{"a": 1}', 'I call\nget_weather\n{"a": 1}', []),
+        ('get_weather\n{"a": 1} done', 'get_weather\n{"a": 1} done', []),
+        ("get\n{}<|assistant|>get_weather\n{}", None, [("get", {}), ("get_weather", {})]),
+        ("\nA<|assistant|>\nB<|assistant|>get\n{}", "A\nB", [("get", {})]),
+        ('python\nprint("1\\2")\n', None, [("python", {"code": 'print("1\\2")\n'})]),
+        ("python\n", None, [("python", {"code": ""})]),
+        ("\npython\nis a language", "python\nis a language", []),
+        ('simple_browser\nsearch("北京")', None, [("simple_browser", {"call": 'search("北京")'})]),
+        ("a <|assistant", "a <|assistant", []),
+    ],
+)
+def test_calls_of_glm4(text: str, content: str | None, found: list[Any]) -> None:
+    assert parse(reader(), text).content == content
+    assert calls("glm4", text) == found
+
+
+def test_under_a_grammar_arguments_come_at_once() -> None:
+    certain = OutputReader(calls=call_reader("glm4", TOOLS, certain=True))
+    first = [*certain.push('get\n{"a": '), *certain.push('"b')]
+    assert joined(first).calls == (Call("get", '{"a": "b'),)
+
+
+def tagged(*arguments: str, name: str = "get_weather") -> str:
+    pairs = zip(arguments[::2], arguments[1::2], strict=True)
+    inner = "".join(f"<arg_key>{key}</arg_key><arg_value>{value}</arg_value>" for key, value in pairs)
+    return f"<tool_call>{name}{inner}</tool_call>"
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "found"),
+    [
+        (tagged("city", "12", "days", "12"), None, [("get_weather", {"city": "12", "days": 12})]),
+        (tagged("city", " a\n </tool_call> b "), None, [("get_weather", {"city": " a\n </tool_call> b "})]),
+        (tagged("days", "many"), None, [("get_weather", {"days": "many"})]),
+        (tagged("when", "null", "how", "[1]"), None, [("get_weather", {"when": None, "how": [1]})]),
+        (tagged("when", "12", "how", "{}"), None, [("get_weather", {"when": "12", "how": "{}"})]),
+        (tagged("unit", "c", "x", "True"), None, [("get_weather", {"unit": "c", "x": True})]),
+        (tagged("x", "1e999", "y", "NaN"), None, [("get_weather", {"x": "1e999", "y": "NaN"})]),
+        (tagged("x", "[" * 5000), None, [("get_weather", {"x": "[" * 5000})]),
+        (tagged("x", "[" * 300 + "]" * 300), None, [("get_weather", {"x": "[" * 300 + "]" * 300})]),
+        (tagged(name="\nget_weather\n"), None, [("get_weather", {})]),
+        ("A \n" + tagged() + " dropped " + tagged(), "A", [("get_weather", {})] * 2),
+        (tagged(name=""), tagged(name=""), []),
+        (tagged(name="two words"), tagged(name="two words"), []),
+        ("<tool_call>a<b></tool_call> x ", "<tool_call>a<b></tool_call> x ", []),
+        ("<tool_call>a" + tagged(), "<tool_call>a", [("get_weather", {})]),
+        ("x <tool_call>" + "n" * 600 + tagged(), "x <tool_call>" + "n" * 600, [("get_weather", {})]),
+        (tagged()[:-1], tagged()[:-1], []),
+        (tagged() + " " + tagged()[:-1], None, [("get_weather", {})]),
+        ("a <tool_", "a <tool_", []),
+        ("a\n", "a\n", []),
+    ],
+)
+def test_calls_of_glm45(text: str, content: str | None, found: list[Any]) -> None:
+    assert parse(reader("glm45"), text).content == content
+    assert calls("glm45", text) == found
+
+
+@pytest.mark.parametrize(
+    ("state", "text", "thought", "content"),
+    [
+        ("before", "\n<think> a\n</think>\n\nb", "a", "b"),
+        ("before", "<think></think>b", None, "b"),
+        ("before", "\nb <think>c</think>", None, "b <think>c</think>"),
+        ("before", "<thin", None, "<thin"),
+        ("before", " " * 65 + "<think>", None, " " * 65 + "<think>"),
+        ("inside", "\na b\n</think>\nc", "a b", "c"),
+        ("inside", "a <think> b ", "a <think> b", None),
+        ("inside", "a </thin", "a </thin", None),
+        ("after", "\nc </think>", None, "c </think>"),
+    ],
+)
+def test_reasoning(state: State, text: str, thought: str | None, content: str | None) -> None:
+    assert parse(OutputReader(thinks=ReasoningSplitter(state), skip_newline=True), text) == Parsed(content, thought, ())
+
+
+def test_reasoning_comes_before_calls() -> None:
+    text = 'I see\n</think>\nget\n{"a": 1}'
+    assert parse(reader("glm4", "inside"), text) == Parsed(None, "I see", (Call("get", '{"a": 1}'),))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "state"),
+    [
+        ("<|assistant|>\n<think>", "inside"),
+        ("<think>\n", "inside"),
+        ("x</think>", "after"),
+        ("<|assistant|>", "before"),
+    ],
+)
+def test_where_the_prompt_leaves_the_model(prompt: str, state: State) -> None:
+    assert state_after(prompt) == state
+
+
+FRAGMENTS = (
+    *("get_weather", "get", "python", "\n", "{", "}", '"', '{"a": 1}', "<|assistant|>", "<|assis", " ", "x", "北"),
+    *("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "<", "</", "\\"),
+    *("<think>", "</think>", "<think", 'get\n{"a": 1}', tagged("city", "x", "days", "1"), " " * 20),
+)
+texts = st.lists(st.sampled_from(FRAGMENTS), max_size=14).map("".join)
+
+
+@settings(max_examples=400, deadline=None)
+@given(texts, st.data(), st.sampled_from(["glm4", "glm45"]), st.sampled_from([None, "before", "inside", "after"]))
+def test_how_an_output_is_cut_changes_nothing(text: str, data: st.DataObject, family: str, state: State | None) -> None:
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=len(text))))
+    bounds = [0, *cuts, len(text)]
+    streamed = reader(family, state)
+    pieces = [piece for start, end in pairwise(bounds) for piece in streamed.push(text[start:end])]
+    assert joined([*pieces, *streamed.finish()]) == parse(reader(family, state), text)
+
+
+@settings(max_examples=200, deadline=None)
+@given(texts)
+def test_text_without_calls_is_kept(text: str) -> None:
+    parsed = parse(OutputReader(calls=call_reader("glm45", ())), text)
+    assert parsed.calls or (parsed.content or "") == text
+
+
+def test_only_what_may_be_a_name_is_held_back() -> None:
+    stream = reader()
+    assert stream.push("get_w") == []
+    assert stream.push("on") == [Content("get_won")]
+    assert stream.push(" it") == [Content(" it")]
+
+
+def test_reasoning_is_held_back_for_no_more_than_its_space() -> None:
+    stream = OutputReader(thinks=ReasoningSplitter("inside"))
+    assert stream.push("a b ") == [Reasoning("a b")]
+    assert stream.push("c") == [Reasoning(" c")]
+
+
+HOSTILE: dict[str, Callable[[int], str]] = {
+    "no line break": lambda n: "x" * n,
+    "white space": lambda n: " " * n,
+    "name and white space": lambda n: "get" + " " * n,
+    "line breaks": lambda n: "\n" * n,
+    "deep JSON": lambda n: "get\n" + '{"a":' * (n // 5),
+    "unclosed string": lambda n: 'get\n{"a": "' + "\\" * n,
+    "calls of glm4": lambda n: "get\n{}<|assistant|>" * (n // 19),
+    "halves of a turn": lambda n: "<|assistant" * (n // 11),
+    "openings": lambda n: "<tool_call>" * (n // 11),
+    "unclosed calls": lambda n: "<tool_call>a<arg_key>k</arg_key><arg_value>" * (n // 43),
+    "calls of glm45": lambda n: tagged("a", "1") * (n // 70),
+    "long value": lambda n: "<tool_call>a<arg_key>k</arg_key><arg_value>" + "</" * (n // 2),
+    "space in a call": lambda n: "<tool_call>a<arg_key>k</arg_key>" + " " * n,
+    "deep value": lambda n: tagged("a", "[" * n),
+    "closings": lambda n: "</think>" * (n // 8),
+}
+
+
+@pytest.mark.parametrize("family", ["glm4", "glm45"])
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_outputs_take_linear_time(kind: str, family: str) -> None:
+    """Four times as much takes about four times as long; quadratic work would take sixteen."""
+
+    def seconds(size: int) -> float:
+        text = HOSTILE[kind](size)
+        stream = reader(family, "inside" if kind in ("closings", "white space") else None)
+        start = time.process_time()
+        for at in range(0, len(text), 3):
+            stream.push(text[at : at + 3])
+        stream.finish()
+        return time.process_time() - start
+
+    assert seconds(100_000) < 10 * max(min(seconds(25_000) for _ in range(2)), 0.01)
