@@ -11,7 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeVar
 
-from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest
+from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest, Message
 from glm_cluster.api.window import EncodeWindow
 from glm_cluster.errors import ConfigError, InternalError, InvalidRequest, ModelNotFound
 from glm_cluster.metrics import FIRST_TOKEN_S, INTER_TOKEN_S, TOKENS, Meters
@@ -26,7 +26,7 @@ from glm_cluster.records import (
 )
 from glm_cluster.text.chat import ChatTemplate, model_opens_line
 from glm_cluster.text.stream import Detokenizer
-from glm_cluster.text.tokenizer import Tokenizer
+from glm_cluster.text.tokenizer import Segment, Tokenizer
 from glm_cluster.text.tools.dialect import Dialect
 
 T = TypeVar("T")
@@ -118,11 +118,16 @@ class Service:
         """What is served, in the order of the configuration."""
         return [model.info for model in self._models.values()]
 
-    def model(self, name: str, task: Task) -> ServedModel:
-        """The model of that name; refused if there is none, or if it does something else than `task`."""
+    def named(self, name: str) -> ServedModel:
+        """The model of that name; refused if there is none."""
         if (found := self._models.get(name)) is None:
             served = ", ".join(map(repr, self._models))
             raise ModelNotFound(f"no model {name!r} here; this cluster serves {served}", param="model")
+        return found
+
+    def model(self, name: str, task: Task) -> ServedModel:
+        """The model of that name; refused if there is none, or if it does something else than `task`."""
+        found = self.named(name)
         if found.info.task != task:
             raise InvalidRequest(
                 f"model: {name!r} is served for another task, {found.info.task!r}; ask it by {_WAYS[found.info.task]}",
@@ -138,16 +143,25 @@ class Service:
     async def prepare_chat(self, request_id: str, request: ChatCompletionRequest) -> Prepared:
         """Render and tokenise a conversation; refuse what its model can never answer."""
         model = self.model(request.model, "generate")
-        if (template := model.template) is None:
-            raise InvalidRequest(
-                f"model: {request.model!r} has no chat template; use POST /v1/completions (gRPC: Generate)",
-                param="model",
-            )
-        messages = [{"role": m.role, "content": m.text} for m in request.messages]
-        size_bytes = sum(_MESSAGE_BYTES + len(message["content"]) for message in messages)
-        rendered = await model.window.off_loop(lambda: template.render(messages), size_bytes=size_bytes)
+        rendered = await self.rendered(model, request.messages)
         generation = _generation(model.info, request_id, await model.window.encode(rendered), request, "messages")
         return _prepared(model, generation, skip_newline=model_opens_line(rendered))
+
+    async def rendered(
+        self, model: ServedModel, messages: Sequence[Message], *, add_generation_prompt: bool = True
+    ) -> tuple[Segment, ...]:
+        """A conversation in the model's chat template, made on another thread if it is long."""
+        if (template := model.template) is None:
+            raise InvalidRequest(
+                f"model: {model.info.name!r} has no chat template; send a prompt, as POST /v1/completions takes it "
+                "(gRPC: Generate)",
+                param="model",
+            )
+        turns = [{"role": message.role, "content": message.text} for message in messages]
+        size_bytes = sum(_MESSAGE_BYTES + len(turn["content"]) for turn in turns)
+        return await model.window.off_loop(
+            lambda: template.render(turns, add_generation_prompt=add_generation_prompt), size_bytes=size_bytes
+        )
 
     async def prepare_completion(self, request_id: str, request: CompletionRequest) -> Prepared:
         """Tokenise a prompt unless it is ids already; refuse what its model can never continue."""
