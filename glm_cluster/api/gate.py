@@ -14,7 +14,7 @@ from glm_cluster.api.replies import error_body
 from glm_cluster.errors import GlmError, HeadersTooLarge, Unauthenticated
 
 CALLER = "glm_cluster.caller"
-OPEN_PATHS = frozenset({"/health", "/ready", "/version", "/docs"})
+OPEN_PATHS = frozenset({"/health", "/ready", "/version"})
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32 << 10
 _CLOSED = 1008  # a websocket's code for a policy
