@@ -5,7 +5,7 @@ import contextlib
 import inspect
 import json
 import struct
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -297,18 +297,29 @@ class _Adapter:
         return stream if inspect.isasyncgenfunction(method) else unary
 
 
-@pytest.fixture
-async def channel(service: Service, server: Server, tally: Tally) -> AsyncIterator[grpc.aio.Channel]:
-    """A channel to the gRPC methods, served for real on a free port."""
-    listening = grpc.aio.server()
-    methods = _Adapter(GlmGrpc(service, server, tally))
-    glm_pb2_grpc.add_GlmServicer_to_server(methods, listening)
-    health_pb2_grpc.add_HealthServicer_to_server(methods, listening)
-    port = listening.add_insecure_port("127.0.0.1:0")
-    await listening.start()
+@contextlib.asynccontextmanager
+async def serve_grpc(glm: GlmGrpc) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to the methods, served for real on a free port."""
+    server = grpc.aio.server()
+    methods = _Adapter(glm)
+    glm_pb2_grpc.add_GlmServicer_to_server(methods, server)
+    health_pb2_grpc.add_HealthServicer_to_server(methods, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield channel
-    await listening.stop(None)
+    await server.stop(None)
+
+
+@pytest.fixture
+def served() -> Callable[[GlmGrpc], contextlib.AbstractAsyncContextManager[grpc.aio.Channel]]:
+    return serve_grpc
+
+
+@pytest.fixture
+async def channel(service: Service, server: Server, tally: Tally) -> AsyncIterator[grpc.aio.Channel]:
+    async with serve_grpc(GlmGrpc(service, server, tally)) as channel:
+        yield channel
 
 
 @pytest.fixture
