@@ -31,22 +31,9 @@ from glm_cluster.records import ModelInfo, Task
 JsonSchema: TypeAlias = dict[str, Any]
 
 _EVENTS = (
-    "With `stream: true`: server-sent events, each `data: ` and one JSON object of the schema in `x-event`; the last "
-    "one is `data: [DONE]`. What goes wrong after the first event is an event with an `error` object, and the last."
+    "The JSON of a chunk. The last event's is [DONE] instead. What goes wrong after the first event is an event with "
+    "an error object, and the last."
 )
-_STATUS_WORDS = {
-    400: "The request can never succeed as written; `param` names the field at fault.",
-    401: "No valid key came with the request.",
-    403: "The key does not allow this.",
-    404: "No such model is served.",
-    408: "The body did not come in time.",
-    413: "The body is too long.",
-    431: "The headers are too long.",
-    429: "No room now, or a budget is spent; try again after `retry-after` seconds.",
-    500: "A defect of the server.",
-    503: "No engine can take the request now; try again.",
-    504: "The request ran out of its time.",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +65,7 @@ KEYED: Mapping[int, Any] = {401: ErrorBody, **OPEN}
 OPERATIONS = (
     Operation(
         paths=["/v1/chat/completions"],
-        summary="Answer a conversation",
+        summary="Answer a conversation, in events if stream is true",
         request=ChatCompletionRequest,
         reply=Reply,
         events=Reply,
@@ -86,7 +73,7 @@ OPERATIONS = (
     ),
     Operation(
         paths=["/v1/completions"],
-        summary="Continue a prompt",
+        summary="Continue a prompt, in events if stream is true",
         request=CompletionRequest,
         reply=Reply,
         events=Reply,
@@ -157,7 +144,7 @@ def document(infos: Sequence[ModelInfo]) -> JsonSchema:
             name = f"{operation.method}{path.translate(_PLAIN)}"
             paths[path] = {operation.method: {"operationId": name, **described}}
     return {
-        "openapi": "3.1.0",
+        "openapi": "3.2.0",
         "info": {"title": "glm_cluster", "version": __version__, "description": "GLM models in OpenAI's words."},
         "paths": paths,
         "components": {
@@ -170,11 +157,14 @@ def document(infos: Sequence[ModelInfo]) -> JsonSchema:
 _PLAIN = str.maketrans({"/": "_", "{": "", "}": ""})
 
 
-def error_statuses() -> list[int]:
-    """The statuses of all errors that a request can meet."""
+def error_statuses() -> dict[int, str]:
+    """The statuses of all errors that a request can meet, and what each means: the errors say it themselves."""
     kinds = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.GlmError)]
-    met = {kind.http_status for kind in kinds if not issubclass(kind, errors.ConfigError)}
-    return sorted(met)
+    met = [kind for kind in kinds if kind is not errors.GlmError and not issubclass(kind, errors.ConfigError)]
+    words: dict[int, str] = {}
+    for kind in sorted(met, key=lambda kind: (kind.http_status, len(kind.__mro__))):
+        words[kind.http_status] = " ".join([words.get(kind.http_status, ""), inspect.getdoc(kind) or ""]).strip()
+    return words
 
 
 def _schemas() -> tuple[dict[Any, JsonSchema], JsonSchema]:
@@ -238,14 +228,20 @@ def _described(operation: Operation, schemas: Mapping[Any, JsonSchema]) -> JsonS
 def _responses(operation: Operation, schemas: Mapping[Any, JsonSchema]) -> Iterator[tuple[str, JsonSchema]]:
     content = _json(schemas[operation.reply])
     if operation.events is not None:
-        events = {"type": "string", "description": _EVENTS, "x-event": schemas[operation.events]}
-        content = {**content, "text/event-stream": {"schema": events}}
+        content = {**content, "text/event-stream": {"itemSchema": _event(schemas[operation.events])}}
     yield "200", {"description": "The answer.", "content": content}
+    words = error_statuses()
     for status, body in operation.statuses.items():
-        response = {"description": _STATUS_WORDS[status], "content": _json(schemas[body])}
+        response = {"description": words[status], "content": _json(schemas[body])}
         if status == 429:
             response["headers"] = {"retry-after": {"schema": {"type": "string"}, "description": "Seconds."}}
         yield str(status), response
+
+
+def _event(chunk: JsonSchema) -> JsonSchema:
+    """A server-sent event, as OpenAPI 3.2 has it."""
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": chunk, "description": _EVENTS}
+    return {"type": "object", "required": ["data"], "properties": {"data": data}}
 
 
 def _parameter(path: str) -> JsonSchema:

@@ -197,7 +197,7 @@ async def test_a_body_too_large_is_refused(http):
     assert response.json()["error"]["code"] == "body_too_large"
 
 
-async def test_a_body_that_does_not_come_is_not_waited_for(service, ready, tally, monkeypatch):
+async def test_a_body_that_does_not_come_is_not_waited_for(service, server, tally, monkeypatch):
     monkeypatch.setattr(exchange, "BODY_S", 0.01)
     scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [], "query_string": b""}
     sent = []
@@ -205,7 +205,7 @@ async def test_a_body_that_does_not_come_is_not_waited_for(service, ready, tally
     async def send(message):
         sent.append(message)
 
-    await build_http_app(service, ready, tally)(scope, asyncio.Event().wait, send)
+    await build_http_app(service, server, tally)(scope, asyncio.Event().wait, send)
     assert sent[0]["status"] == 408
     assert json.loads(sent[1]["body"])["error"]["code"] == "body_too_slow"
 
