@@ -53,8 +53,8 @@ class GlmGrpc(HealthMethods):
             parsed = await self._service.read(
                 lambda: chat_request(request, stream=False), size_bytes=request.ByteSize()
             )
-            prepared = await self._service.prepare_chat(request_id, parsed)
-            account.admit_generations(prepared, model=parsed.model)
+            checked = await self._service.prepare_chat(request_id, parsed)
+            prepared = account.admit_generations(checked, model=parsed.model)
             head = Head(id=request_id, model=parsed.model)
             stream = self._service.stream(prepared)
             async with aclosing(stream), aclosing(account.metered(stream, streamed=False)) as deltas:
@@ -69,8 +69,8 @@ class GlmGrpc(HealthMethods):
         with status_of(context), self.access.request("grpc", "chat_stream", context.caller) as account:
             request_id = "chatcmpl-" + context.caller.request_id
             parsed = await self._service.read(lambda: chat_request(request, stream=True), size_bytes=request.ByteSize())
-            prepared = await self._service.prepare_chat(request_id, parsed)
-            account.admit_generations(prepared, model=parsed.model)
+            checked = await self._service.prepare_chat(request_id, parsed)
+            prepared = account.admit_generations(checked, model=parsed.model)
             writer = ChunkWriter(Head(id=request_id, model=parsed.model), asked(parsed, prepared))
             stream = self._service.stream(prepared)
             async with aclosing(stream), aclosing(account.metered(stream, streamed=True)) as deltas:
@@ -84,8 +84,8 @@ class GlmGrpc(HealthMethods):
         with status_of(context), self.access.request("grpc", "generate", context.caller) as account:
             request_id = "cmpl-" + context.caller.request_id
             parsed = await self._service.read(lambda: completion_request(request), size_bytes=request.ByteSize())
-            prepared = await self._service.prepare_completion(request_id, parsed)
-            account.admit_generations(prepared, model=parsed.model)
+            checked = await self._service.prepare_completion(request_id, parsed)
+            prepared = account.admit_generations(checked, model=parsed.model)
             writer = ChunkWriter(Head(id=request_id, model=parsed.model), asked(parsed, prepared))
             stream = self._service.stream(prepared)
             async with aclosing(stream), aclosing(account.metered(stream, streamed=True)) as deltas:

@@ -125,9 +125,9 @@ class _Generating:
         with self._access.request("http", self._dialect.route, out.caller) as account:
             request_id = self._dialect.id_prefix + out.caller.request_id
             order = await self._prepare(self._service, request_id, body)
-            account.admit_generations(order.prepared, model=order.model)
+            prepared = account.admit_generations(order.prepared, model=order.model)
             head = Head(id=request_id, model=order.model)
-            stream = self._service.stream(order.prepared)
+            stream = self._service.stream(prepared)
             async with aclosing(stream), aclosing(account.metered(stream, streamed=order.stream)) as deltas:
                 if order.stream:
                     await _stream(EventWriter(self._dialect, head, order.told), deltas, out)

@@ -2,7 +2,7 @@
 
 from typing import TypeAlias
 
-from glm_cluster.engine.blocks import ROOT_HASH, block_hash, root_hash
+from glm_cluster.engine.blocks import block_hash, root_hash
 from glm_cluster.engine.constraint import Constraint
 from glm_cluster.engine.lookup import PromptLookup
 from glm_cluster.engine.past import Past
@@ -44,7 +44,7 @@ class Sequence:
         self.past = None if self.sampling is None else self._past(self.sampling, constraint)
         self._max_drafts = max_drafts
         self._block_tokens = block_tokens
-        self._root_hash = root_hash(request.cache_salt) if isinstance(request, GenerationRequest) else ROOT_HASH
+        self._root_hash = root_hash(request.cache_salt)
         self._hashes: list[bytes] = []
 
     def _past(self, sampling: SamplingParams, constraint: Constraint | None) -> Past:
