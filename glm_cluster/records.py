@@ -17,6 +17,13 @@ Pooling: TypeAlias = Literal["last", "mean", "tokens"]
 Quantization: TypeAlias = Literal["none", "int8"]
 """In what a CPU multiplies: the model's dtype, or bytes with a scale for each row of weights and for each token."""
 
+ToolParser: TypeAlias = Literal["auto", "glm4", "glm45", "glm47", "none"]
+"""As what tool calls a model's text is read; auto: told from the checkpoint; none: they stay text."""
+
+ReasoningParser: TypeAlias = Literal["auto", "think", "none"]
+"""What of a model's text is reasoning. think: what stands between <think> and </think>; auto: so if its template
+knows the tags."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
@@ -56,6 +63,9 @@ class Grammar:
 
     kind: GrammarKind
     source: str
+    opens_line: bool = (
+        False  # a line break comes first, as from models whose answers begin on the line after the role's
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

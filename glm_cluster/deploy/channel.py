@@ -224,7 +224,7 @@ def _sampling_out(sampling: SamplingParams) -> dict[str, Any]:
     """What differs from the defaults: most requests say little, and each is sent with every attempt."""
     given = {name: getattr(sampling, name) for name in SamplingParams.__slots__}
     if sampling.grammar is not None:
-        given["grammar"] = (sampling.grammar.kind, sampling.grammar.source)
+        given["grammar"] = (sampling.grammar.kind, sampling.grammar.source, sampling.grammar.opens_line)
     return {name: value for name, value in given.items() if name not in _DEFAULTS or value != _DEFAULTS[name]}
 
 

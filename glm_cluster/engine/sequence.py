@@ -7,6 +7,7 @@ from glm_cluster.engine.constraint import Constraint
 from glm_cluster.engine.lookup import PromptLookup
 from glm_cluster.engine.past import Past
 from glm_cluster.engine.plan import Pooled
+from glm_cluster.errors import GlmError
 from glm_cluster.records import EncodeRequest, GenerationRequest, SamplingParams, TokenLogprobs
 
 Request: TypeAlias = GenerationRequest | EncodeRequest
@@ -41,6 +42,7 @@ class Sequence:
         self.was_admitted = False
         self.blocks: list[int] = []
         self.lookup = PromptLookup()
+        self.constraint = constraint
         self.past = None if self.sampling is None else self._past(self.sampling, constraint)
         self._max_drafts = max_drafts
         self._block_tokens = block_tokens
@@ -49,6 +51,16 @@ class Sequence:
 
     def _past(self, sampling: SamplingParams, constraint: Constraint | None) -> Past:
         return Past(sampling, self.tokens, len(self.request.prompt), constraint)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether what its outputs must match is known."""
+        return self.constraint is None or self.constraint.is_ready
+
+    @property
+    def error(self) -> GlmError | None:
+        """Why it cannot go on."""
+        return None if self.constraint is None else self.constraint.error
 
     @property
     def num_output(self) -> int:

@@ -7,21 +7,23 @@ held to it: the native kernels, with and without int8, and torch's operations.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.engines import drain
+from support.engines import drain, drain_events
 
 from glm_cluster.config import EngineConfig
 from glm_cluster.engine import heads
 from glm_cluster.engine.engine import open_engine
+from glm_cluster.engine.past import Past
 from glm_cluster.engine.sampler import sample
 from glm_cluster.model import backend
 from glm_cluster.model.kernels.build import Refusal
 from glm_cluster.model.kernels.native import library
-from glm_cluster.records import GenerationRequest, SamplingParams
+from glm_cluster.records import GenerationRequest, Grammar, SamplingParams, TokenEvent, TokenLogprobs
 
 VOCAB, LAYERS, KV_HEADS, HEAD_DIM = 301, 3, 2, 32
 WAYS = [("native", "bfloat16", "none"), ("native", "float32", "none"), ("native", "bfloat16", "int8")]
@@ -39,6 +41,7 @@ class Setting:
     threads: int
     num_blocks: int | None  # a pool so small that requests are preempted
     is_warm: bool  # whether all of them have run here before
+    drafts: int = 7
 
     def config(self, model: Path, dtype: str, quantization: str) -> EngineConfig:
         block_bytes = 2 * LAYERS * KV_HEADS * HEAD_DIM * self.block_tokens * (4 if dtype == "float32" else 2)
@@ -51,9 +54,37 @@ class Setting:
                 "max_running": self.max_running,
                 "block_tokens": self.block_tokens,
                 "max_model_len": 224,
+                "speculative_tokens": self.drafts,
                 "kv_cache_bytes": None if self.num_blocks is None else self.num_blocks * block_bytes,
             }
         )
+
+
+WORDS = st.lists(st.integers(2, VOCAB - 1), min_size=1, max_size=2).map(tuple)
+EDITS = {
+    "min_tokens": st.integers(1, 12),
+    "presence_penalty": st.sampled_from([-1.0, 0.3, 2.0]),
+    "frequency_penalty": st.sampled_from([-0.5, 0.7]),
+    "repetition_penalty": st.sampled_from([0.9, 1.3]),
+    "logit_bias": st.dictionaries(st.integers(0, VOCAB - 1), st.floats(-5, 5), max_size=4).map(lambda d: (*d.items(),)),
+    "allowed_token_ids": st.integers(1, 9).map(lambda step: tuple(range(1, VOCAB, step))),
+    "bad_words": st.lists(WORDS, max_size=4).map(tuple),
+    "grammar": st.sampled_from([Grammar("regex", "2"), Grammar("regex", "3")]),
+}
+
+
+class Residues:
+    """A grammar of a made-up kind: no id whose sum with the output's length and last id is a multiple."""
+
+    def __init__(self, grammar: Grammar) -> None:
+        self._step = int(grammar.source)
+        self._output: tuple[int, ...] = ()
+
+    def allowed(self, output: Sequence[int]) -> torch.Tensor:
+        assert tuple(output[: len(self._output)]) == self._output, "the output of a sequence only grows"
+        self._output = tuple(output)
+        bits = (torch.arange(-(-VOCAB // 32) * 32) + len(output) + sum(output[-1:])) % self._step != 0
+        return (bits.long().view(-1, 32) << torch.arange(32)).sum(1).to(torch.int32)
 
 
 @st.composite
@@ -66,6 +97,7 @@ def mixes(draw: st.DrawFn) -> list[GenerationRequest]:
         own = tuple(draw(st.lists(st.integers(2, VOCAB - 1), min_size=4, max_size=4)))
         spread = tuple((7 * token + 31 * i) % (VOCAB - 2) + 2 for i in range(40) for token in own)
         prompt = {"shared": SHARED, "own": spread, "repetitive": own * 40}[kind][:length]
+        edits = {name: draw(values) for name, values in EDITS.items() if draw(st.sampled_from([True] + [False] * 4))}
         sampling = SamplingParams(
             max_tokens=draw(st.integers(1, 24)),
             temperature=draw(st.sampled_from([0.0, 0.0, 0.8])),
@@ -73,6 +105,9 @@ def mixes(draw: st.DrawFn) -> list[GenerationRequest]:
             top_p=draw(st.sampled_from([None, 0.9])),
             seed=1000 * index + draw(st.integers(0, 99)),
             stop_token_ids=(1,),
+            logprobs=draw(st.sampled_from([None, 0, 3])),
+            prompt_logprobs=draw(st.sampled_from([None, None, 0, 2])),
+            **edits,
         )
         requests.append(GenerationRequest(request_id=f"r{index}", prompt=prompt, sampling=sampling))
     return requests
@@ -90,6 +125,7 @@ def surroundings(draw: st.DrawFn) -> Setting:
         threads=draw(st.integers(1, 3)),
         num_blocks=draw(st.sampled_from([None, least, least + 3])),
         is_warm=draw(st.booleans()),
+        drafts=draw(st.sampled_from([0, 7])),
     )
 
 
@@ -98,10 +134,22 @@ ALONE = Setting(step_tokens=512, max_running=1, block_tokens=16, threads=1, num_
 
 @dataclass(frozen=True)
 class Outcome:
-    """The ids of a request, and the log-probabilities [V] behind each of them by position."""
+    """The ids of a request, what was told of each, and the log-probabilities [V] behind each of them by position."""
 
     ids: tuple[int, ...]
     logprobs: dict[int, torch.Tensor]
+    told: tuple[TokenLogprobs, ...]
+    told_of_prompt: tuple[TokenLogprobs | None, ...]
+
+    @classmethod
+    def of(cls, events: Sequence[TokenEvent], logprobs: dict[int, torch.Tensor]) -> Self:
+        assert all(not e.prompt_logprobs for e in events[1:])
+        return cls(
+            ids=tuple(t for e in events for t in e.tokens),
+            logprobs=logprobs,
+            told=tuple(one for e in events for one in e.logprobs),
+            told_of_prompt=events[0].prompt_logprobs,
+        )
 
 
 @pytest.fixture(params=WAYS, ids="-".join)
@@ -127,13 +175,13 @@ def run(
 
         monkeypatch.setattr(heads, "sample", spy)
         torch.set_num_threads(setting.threads)
-        engine = open_engine(setting.config(model, dtype, quantization))
+        engine = open_engine(setting.config(model, dtype, quantization), constrain=Residues)
         if setting.is_warm:
             drain(engine, list(requests))
             for positions in seen.values():
                 positions.clear()
-        ids = drain(engine, list(requests))
-        return {r.request_id: Outcome(ids[r.request_id], seen[r.sampling.seed]) for r in requests}
+        events = drain_events(engine, requests)
+        return {r.request_id: Outcome.of(events[r.request_id], seen[r.sampling.seed]) for r in requests}
 
     yield outcomes
     torch.set_num_threads(threads)
@@ -141,8 +189,29 @@ def run(
 
 def assert_same(ours: Outcome, wanted: Outcome, prompt: int, done: int = 0) -> None:
     assert wanted.ids[:done] + ours.ids == wanted.ids
+    assert wanted.told[:done] + ours.told == wanted.told
+    assert ours.told_of_prompt == (() if done else wanted.told_of_prompt)
     for at in range(prompt + done, prompt + len(wanted.ids)):
         assert torch.equal(ours.logprobs[at], wanted.logprobs[at]), at
+
+
+def assert_told(outcome: Outcome, request: GenerationRequest) -> None:
+    """As many as were asked for, and of the right tokens: a greedy one that nothing was done to is the likeliest."""
+    asked = request.sampling
+    told_of_prompt = outcome.told_of_prompt
+    assert len(outcome.told) == (0 if asked.logprobs is None else len(outcome.ids))
+    assert all(len(one.top) == asked.logprobs for one in outcome.told)
+    assert len(told_of_prompt) == (0 if asked.prompt_logprobs is None else len(request.prompt))
+    assert [one is None for one in told_of_prompt] == [True, *[False] * (len(request.prompt) - 1)][
+        : len(told_of_prompt)
+    ]
+    assert all(len(one.top) == asked.prompt_logprobs for one in told_of_prompt if one is not None)
+    for token, one in zip(outcome.ids, outcome.told, strict=False):
+        named = dict(one.top)
+        assert (token in named) == (one.rank <= len(one.top))
+        assert named.get(token, one.logprob) == one.logprob
+    if asked.temperature == 0 and not Past(asked, (), 0).edits_logits and asked.grammar is None:
+        assert all(one.rank == 1 for one in outcome.told)
 
 
 @settings(
@@ -159,6 +228,7 @@ def test_a_request_comes_out_as_it_does_alone(
     alone: dict[str, Outcome] = {}
     for one in requests:
         alone |= run(ALONE, [one])
+        assert_told(alone[one.request_id], one)
     together = run(setting, requests)
     done = {name: int(where * len(outcome.ids)) for name, outcome in alone.items()}
     again = run(setting, [replace(r, output=alone[r.request_id].ids[: done[r.request_id]]) for r in requests])
