@@ -10,9 +10,9 @@ from typing import Literal, NotRequired, TypeAlias
 
 from typing_extensions import TypedDict
 
+from glm_cluster.api.answers import Usage
 from glm_cluster.api.encodings import Answers, Tokens
 from glm_cluster.api.scores import Floats, Verdict
-from glm_cluster.api.service import Usage
 
 EncodingFormat: TypeAlias = Literal["float", "base64"]
 

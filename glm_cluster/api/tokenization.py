@@ -9,9 +9,11 @@ from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from glm_cluster.api.openai import MAX_ITEMS, Message
+from glm_cluster.api.fields import MAX_ITEMS
+from glm_cluster.api.generations import check_ids
+from glm_cluster.api.openai import Message
 from glm_cluster.api.schema import Body, FirstFault, TokenIds, at_most
-from glm_cluster.api.service import ServedModel, Service, check_ids
+from glm_cluster.api.service import ServedModel, Service
 from glm_cluster.api.window import EncodeWindow
 
 

@@ -10,7 +10,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from glm_cluster.api.access import Access
-from glm_cluster.api.callers import Callers
+from glm_cluster.api.callers import Caller, Callers
 from glm_cluster.api.gate import MAX_HEADER_BYTES, MAX_HEADERS
 from glm_cluster.api.grpc import GlmGrpc
 from glm_cluster.api.http import build_http_app
@@ -150,6 +150,18 @@ async def test_a_used_up_budget_says_when_to_try_again(http: httpx.AsyncClient):
 async def test_a_long_body_is_refused(http: httpx.AsyncClient):
     response = await http.post("/v1/completions", content=b" " * 1001, headers=KEY)
     assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
+
+
+async def test_a_key_s_prompts_are_kept_apart(http: httpx.AsyncClient, echo, counter, access: Access):
+    """By what the server makes of the key, whatever salt the client gives."""
+    body = {"model": "tiny", "prompt": ["ab", "c"], "max_tokens": 1}
+    for more in {}, {"cache_salt": "s"}:
+        assert (await http.post("/v1/completions", json=body | more, headers=KEY)).status_code == 200
+    assert (await http.post("/v1/embeddings", json={"model": "mapper", "input": "a"}, headers=KEY)).status_code == 200
+    caller = access.callers.identify([KEY["authorization"].encode()], Caller.unknown())
+    salts = [one.cache_salt for one in (*echo.seen, *counter.seen)]
+    assert salts == [caller.cache_salt(given) for given in (None, None, "s", "s", None)]
+    assert len({*salts}) == 2
 
 
 class Context:
