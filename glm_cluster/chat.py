@@ -48,12 +48,12 @@ class ChatClient:
                     yield _piece(json.loads(line.removeprefix("data: ")))
 
 
-def chat(url: str, max_tokens: int) -> None:
+def chat(url: str, max_tokens: int, api_key: str | None = None) -> None:
     """The chat of the command line: prompts on a terminal, plain lines otherwise."""
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
-    with open_client(url) as http:
+    with open_client(url, api_key) as http:
         client = ChatClient(http, max_tokens)
         model = client.model()
         prompt = ""
@@ -64,14 +64,18 @@ def chat(url: str, max_tokens: int) -> None:
         converse(lambda messages: client.stream(model, messages), lambda: console.input(prompt), write)
 
 
-def open_client(url: str) -> httpx.Client:
-    """A client of the cluster at `url`. No proxy stands between this machine and itself."""
+def open_client(url: str, api_key: str | None = None) -> httpx.Client:
+    """A client of the cluster at `url`, with a key if it asks for one.
+
+    No proxy stands between this machine and itself.
+    """
     try:
         remote = not is_loopback(httpx.URL(url).host)
     except httpx.InvalidURL as error:
         raise ConfigError(f"{url} is not an http:// or https:// address; give one with --url") from error
     base_url = url.rstrip("/").removesuffix("/v1")
-    return httpx.Client(base_url=base_url, timeout=_TIMEOUT, trust_env=remote)
+    headers = None if api_key is None else {"authorization": f"Bearer {api_key}"}
+    return httpx.Client(base_url=base_url, headers=headers, timeout=_TIMEOUT, trust_env=remote)
 
 
 def is_loopback(host: str) -> bool:

@@ -6,6 +6,7 @@ the command that needs them, so that `--help` answers at once.
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     _add_generate(commands)
     _add_chat(commands)
+    _add_keys(commands)
     _add_models(commands)
     _add_verify(commands)
     _add_convert(commands)
@@ -88,6 +90,8 @@ def _add_serve(commands: "Commands") -> None:
         metavar="N",
         help="most tokens guessed in a step from a request's own text (default 7; 0: none)",
     )
+    parser.add_argument("--api-keys", type=Path, metavar="FILE", help="who may call (default: anyone); see `keys new`")
+    parser.add_argument("--usage-log", type=Path, metavar="FILE", help="gets a JSON line for each request")
     parser.add_argument("--config", type=Path, metavar="FILE", help="Serve config file, such as deploy/serve/demo.yaml")
     parser.set_defaults(run=_serve)
 
@@ -116,7 +120,21 @@ def _add_chat(commands: "Commands") -> None:
     parser = commands.add_parser("chat", help="talk to a running cluster", description="Talk to a running cluster.")
     parser.add_argument("--url", metavar="U", default=f"http://{HOST}:{PORT}", help=f"default http://{HOST}:{PORT}")
     parser.add_argument("--max-tokens", type=_count, metavar="N", default=1024, help="longest answer (default 1024)")
+    parser.add_argument("--api-key", metavar="KEY", help="default: the environment's GLM_API_KEY")
     parser.set_defaults(run=_chat)
+
+
+def _add_keys(commands: "Commands") -> None:
+    parser = commands.add_parser("keys", help="make API keys", description="Make the keys that a server asks for.")
+    kinds = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    new = kinds.add_parser(
+        "new",
+        help="make a key",
+        description="Print a new key, once, and the entry for the file of keys, which holds its SHA-256 alone.",
+    )
+    new.add_argument("--name", metavar="NAME", required=True, help="what usage records call its bearer")
+    new.add_argument("--file", type=Path, metavar="FILE", help="add the entry to this file, which is made if need be")
+    new.set_defaults(run=_new_key)
 
 
 def _add_models(commands: "Commands") -> None:
@@ -171,7 +189,7 @@ def _serve(options: argparse.Namespace) -> None:
     from glm_cluster.config import ClusterConfig
     from glm_cluster.deploy.files import ServeFile, read_serve_file
     from glm_cluster.deploy.local import serve
-    from glm_cluster.launch import greeting, is_demo, serve_args, with_room
+    from glm_cluster.launch import check_access, greeting, is_demo, serve_args, with_room
     from glm_cluster.preflight import check_ports
     from glm_cluster.terminal import Stages
 
@@ -180,13 +198,16 @@ def _serve(options: argparse.Namespace) -> None:
     port = _first(options.port, file.port, PORT)
     grpc_port = _first(options.grpc_port, file.grpc_port, GRPC_PORT)
     check_ports(host, port, grpc_port)
-    config = with_room(ClusterConfig.from_mapping(serve_args(options, file)))
+    config = ClusterConfig.from_mapping(serve_args(options, file))
+    check_access(config, host)
+    config = with_room(config)
+    keys = config.api_keys_file is not None
     demo = any(is_demo(model.engine.model) for model in config.models)
     stages = Stages()
 
     def on_ready(endpoints: "Endpoints") -> None:
         stages.close()
-        print("\n".join(greeting(endpoints, demo=demo)), flush=True)
+        print("\n".join(greeting(endpoints, demo=demo, keys=keys)), flush=True)
 
     with stages:
         serve(
@@ -278,7 +299,18 @@ def _convert(options: argparse.Namespace) -> None:
 def _chat(options: argparse.Namespace) -> None:
     from glm_cluster.chat import chat
 
-    chat(options.url, options.max_tokens)
+    chat(options.url, options.max_tokens, options.api_key or os.environ.get("GLM_API_KEY"))
+
+
+def _new_key(options: argparse.Namespace) -> None:
+    from glm_cluster.keys import append_key, entry_line, new_key
+
+    secret, entry = new_key(options.name)
+    if options.file is not None:
+        append_key(options.file, entry)
+    print(secret)
+    print("It is not kept anywhere: note it down now.", file=sys.stderr)
+    print(entry_line(entry) if options.file is None else f"{options.file} has its entry.", file=sys.stderr)
 
 
 def _demo_model(options: argparse.Namespace) -> None:

@@ -6,7 +6,8 @@ GlmError
 ├── InvalidRequest         the request can never succeed         400 INVALID_ARGUMENT
 │   ├── ModelNotFound      the named model is not served         404 NOT_FOUND
 │   ├── BodyTooLarge       more bytes than one may send          413 RESOURCE_EXHAUSTED
-│   └── HeadersTooLarge    more headers than one may send        431 RESOURCE_EXHAUSTED
+│   ├── HeadersTooLarge    more headers than one may send        431 RESOURCE_EXHAUSTED
+│   └── BodyTooSlow        the body did not come in time         408 DEADLINE_EXCEEDED
 ├── Unauthenticated        no API key, or an unknown one         401 UNAUTHENTICATED
 ├── PermissionDenied       the key's bearer may not do that      403 PERMISSION_DENIED
 ├── Overloaded             no room now, try again later          429 RESOURCE_EXHAUSTED
@@ -84,6 +85,14 @@ class HeadersTooLarge(InvalidRequest):
     http_status = 431
     grpc_status = "RESOURCE_EXHAUSTED"
     code = "headers_too_large"
+
+
+class BodyTooSlow(InvalidRequest):
+    """The request's body did not come in within its time."""
+
+    http_status = 408
+    grpc_status = "DEADLINE_EXCEEDED"
+    code = "body_too_slow"
 
 
 class Unauthenticated(GlmError):

@@ -3,6 +3,7 @@
 Knows settings, checkpoints and GPUs. Starts nothing: it hands a ClusterConfig to `deploy.local`.
 """
 
+import ipaddress
 import json
 import shlex
 import sys
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from glm_cluster.config import ClusterConfig, EngineConfig
 from glm_cluster.errors import ConfigError
+from glm_cluster.keys import read_keys
 from glm_cluster.model.config import GlmConfig
 from glm_cluster.preflight import Demand, check_checkpoint, check_gpus, choose_device
 from glm_cluster.records import Task
@@ -35,7 +37,7 @@ _ROUTES: Mapping[Task, str] = {
 
 def serve_args(options: Namespace, file: "ServeFile") -> dict[str, object]:
     """The mapping of ClusterConfig: the file's values, overridden by the flags that were given."""
-    args = dict(file.args)
+    args = {**file.args, **_files(options, file)}
     if "models" in args:
         return _of_several(options, args)
     flags = {name: getattr(options, name) for name in _SETTINGS}
@@ -46,6 +48,13 @@ def serve_args(options: Namespace, file: "ServeFile") -> dict[str, object]:
         args.pop("model_name", None)  # the name of the file's model
         args["model"] = options.model or DEMO
     return _fetched(args)
+
+
+def _files(options: Namespace, file: "ServeFile") -> dict[str, object]:
+    """The files that are not a model's, absolute: the cluster's processes run elsewhere."""
+    given = {"api_keys_file": options.api_keys, "usage_log": options.usage_log}
+    named = {name: path if path is not None else file.args.get(name) for name, path in given.items()}
+    return {name: str(Path(path).resolve()) for name, path in named.items() if isinstance(path, str | Path)}
 
 
 def _of_several(options: Namespace, args: dict[str, object]) -> dict[str, object]:
@@ -110,6 +119,19 @@ def _recipe_name(name: str) -> str | None:
     return name.rsplit("/", 1)[-1] if recipe is None else recipe.name
 
 
+def check_access(config: ClusterConfig, host: str) -> None:
+    """Refuse keys that cannot be read and a log that cannot be written; say it if anybody on the network may call."""
+    if config.api_keys_file is not None:
+        read_keys(Path(config.api_keys_file))
+    elif not is_loopback(host):
+        print(f"Anyone who reaches {host} may call: there are no API keys (see --api-keys).", file=sys.stderr)
+    if config.usage_log is not None:
+        try:
+            Path(config.usage_log).open("a").close()
+        except OSError as error:
+            raise ConfigError(f"usage_log: {config.usage_log} cannot be written ({error.strerror})") from error
+
+
 def with_room(config: ClusterConfig) -> ClusterConfig:
     """The settings with every `auto` replaced by a device; refused where a model does not fit this machine."""
     stored = [check_checkpoint(model.engine) for model in config.models]
@@ -139,6 +161,14 @@ def _placed(engines: Sequence[tuple[EngineConfig, int]], stored: Sequence[GlmCon
     return placed
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server that listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def is_demo(directory: str) -> bool:
     """Whether this is the demo model in the user's cache, whatever it is served as."""
     from glm_cluster.model.checkpoints.demo import default_directory
@@ -148,8 +178,8 @@ def is_demo(directory: str) -> bool:
     return isinstance(source, WheelSource) and Path(directory).resolve() == default_directory(source.version).resolve()
 
 
-def greeting(endpoints: "Endpoints", *, demo: bool) -> Iterator[str]:
-    """What a person needs to try the cluster, each line ready to paste."""
+def greeting(endpoints: "Endpoints", *, demo: bool, keys: bool = False) -> Iterator[str]:
+    """What a person needs to try the cluster, each line ready to paste; with `keys`, once GLM_API_KEY is set."""
     tasks: dict[str, Task] = {model.name: model.engine.task for model in endpoints.models}
     tasks = tasks or {endpoints.model_name: "generate"}
     yield f"\nServing {', '.join(tasks)}. Ctrl-C stops everything."
@@ -157,25 +187,28 @@ def greeting(endpoints: "Endpoints", *, demo: bool) -> Iterator[str]:
         yield "The demo weights are SmolLM2-135M-Instruct in GLM's architecture, not a GLM checkpoint."
     yield f"\n  HTTP   {endpoints.http_url}/v1"
     yield f"  gRPC   {endpoints.grpc_address}\n"
+    if keys:
+        yield "export GLM_API_KEY=...  # one of the keys"
+    key = ' -H "Authorization: Bearer $GLM_API_KEY"' if keys else ""
     for name, task in tasks.items():
-        yield from _chats(endpoints, name) if task == "generate" else _encodes(endpoints, name, task)
+        yield from _chats(endpoints, name, key) if task == "generate" else _encodes(endpoints, name, task, key)
     if "generate" in tasks.values():
         yield f"{_program()} chat --url {endpoints.http_url}"
 
 
-def _chats(endpoints: "Endpoints", name: str) -> Iterator[str]:
+def _chats(endpoints: "Endpoints", name: str, key: str) -> Iterator[str]:
     asked = {"model": name, "messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
     typed = {"model": name, "messages": [{"role": "ROLE_USER", "content": QUESTION}], "sampling": {"temperature": 0}}
-    yield _curl(f"{endpoints.http_url}/v1/chat/completions", asked)
-    yield f"grpcurl -plaintext -d {_quoted(typed)} {endpoints.grpc_address} glm_cluster.v1.Glm/Chat"
+    yield _curl(f"{endpoints.http_url}/v1/chat/completions", asked, key)
+    yield f"grpcurl -plaintext{key} -d {_quoted(typed)} {endpoints.grpc_address} glm_cluster.v1.Glm/Chat"
 
 
-def _encodes(endpoints: "Endpoints", name: str, task: Task) -> Iterator[str]:
-    yield _curl(endpoints.http_url + _ROUTES[task], {"model": name, "input": [QUESTION]})
+def _encodes(endpoints: "Endpoints", name: str, task: Task, key: str) -> Iterator[str]:
+    yield _curl(endpoints.http_url + _ROUTES[task], {"model": name, "input": [QUESTION]}, key)
 
 
-def _curl(url: str, body: Mapping[str, object]) -> str:
-    return f"curl {url} -H 'Content-Type: application/json' -d {_quoted(body)}"
+def _curl(url: str, body: Mapping[str, object], key: str) -> str:
+    return f"curl {url}{key} -H 'Content-Type: application/json' -d {_quoted(body)}"
 
 
 def _quoted(body: Mapping[str, object]) -> str:

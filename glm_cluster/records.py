@@ -17,6 +17,13 @@ Pooling: TypeAlias = Literal["last", "mean", "tokens"]
 Quantization: TypeAlias = Literal["none", "int8"]
 """In what a CPU multiplies: the model's dtype, or bytes with a scale for each row of weights and for each token."""
 
+ToolParser: TypeAlias = Literal["auto", "glm4", "glm45", "glm47", "none"]
+"""As what tool calls a model's text is read; auto: told from the checkpoint; none: they stay text."""
+
+ReasoningParser: TypeAlias = Literal["auto", "think", "none"]
+"""What of a model's text is reasoning. think: what stands between <think> and </think>; auto: so if its template
+knows the tags."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
@@ -56,6 +63,9 @@ class Grammar:
 
     kind: GrammarKind
     source: str
+    opens_line: bool = (
+        False  # a line break comes first, as from models whose answers begin on the line after the role's
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +74,8 @@ class GenerationRequest:
 
     `output` holds the ids that an earlier attempt already emitted (re-entry): generation goes on after them, and
     `max_tokens` counts them. `attempt` tells the attempts of one request apart on the side channel. `max_drafts` bounds
-    the tokens guessed in one step, which changes when tokens come and never which; None leaves it to the engine.
+    the tokens guessed in one step, which changes when tokens come and never which; None leaves it to the engine. Of the
+    requests that wait, those of the lowest `priority` begin first. Only requests of one `cache_salt` share a prefix.
     """
 
     request_id: str
@@ -73,6 +84,8 @@ class GenerationRequest:
     output: tuple[int, ...] = ()
     attempt: int = 0
     max_drafts: int | None = None
+    priority: int = 0
+    cache_salt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """What we need of a gRPC call: who makes it, and how an error leaves through it."""
 
 import inspect
+import math
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from functools import wraps
@@ -12,7 +13,7 @@ from grpc import StatusCode
 from glm_cluster.api.access import Access
 from glm_cluster.api.callers import Caller
 from glm_cluster.api.exchange import body_too_large
-from glm_cluster.errors import GlmError
+from glm_cluster.errors import GlmError, Overloaded
 
 G = TypeVar("G", bound="Guarded")
 
@@ -23,6 +24,8 @@ class CallContext(Protocol):
     def set_code(self, code: StatusCode) -> None: ...
 
     def set_details(self, details: str) -> None: ...
+
+    def set_trailing_metadata(self, trailing_metadata: list[tuple[str, str]]) -> None: ...
 
     def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]] | None: ...
 
@@ -41,6 +44,10 @@ class KnownCall:
     def set_details(self, details: str) -> None:
         """As the call's context does."""
         self._context.set_details(details)
+
+    def set_trailing_metadata(self, trailing_metadata: list[tuple[str, str]]) -> None:
+        """As the call's context does."""
+        self._context.set_trailing_metadata(trailing_metadata)
 
     def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]] | None:
         """As the call's context does."""
@@ -109,6 +116,8 @@ def status_of(context: CallContext) -> Iterator[None]:
     try:
         yield
     except GlmError as error:
+        if isinstance(error, Overloaded):
+            context.set_trailing_metadata([("retry-after", str(math.ceil(error.retry_after_s)))])
         context.set_code(StatusCode[error.grpc_status])
         context.set_details(error.message)
         raise

@@ -16,7 +16,9 @@ from glm_cluster.api.callers import Caller
 from glm_cluster.api.gate import caller_of
 from glm_cluster.api.replies import error_body, sse
 from glm_cluster.config import Limits
-from glm_cluster.errors import BodyTooLarge, GlmError, Overloaded
+from glm_cluster.errors import BodyTooLarge, BodyTooSlow, GlmError, Overloaded
+
+BODY_S = 60.0  # from the headers to the body's last byte
 
 
 class Outgoing:
@@ -116,7 +118,15 @@ async def _disconnected(receive: Receive) -> None:
 
 
 async def read_body(receive: Receive, max_bytes: int) -> bytes:
-    """The body, unless it is too long to be a prompt."""
+    """The body, unless it is too long to be a prompt or too long in coming."""
+    try:
+        async with asyncio.timeout(BODY_S):
+            return await _whole_body(receive, max_bytes)
+    except TimeoutError as error:
+        raise BodyTooSlow(f"the body did not come within {BODY_S:g} s; send it in one go") from error
+
+
+async def _whole_body(receive: Receive, max_bytes: int) -> bytes:
     chunks: list[bytes] = []
     num_bytes = 0
     while True:

@@ -27,6 +27,7 @@ from glm_cluster.records import (
 from glm_cluster.text.chat import ChatTemplate, model_opens_line
 from glm_cluster.text.stream import Detokenizer
 from glm_cluster.text.tokenizer import Tokenizer
+from glm_cluster.text.tools.dialect import Dialect
 
 T = TypeVar("T")
 _MESSAGE_BYTES = 64  # what a message costs to render besides its text
@@ -46,6 +47,7 @@ class ServedModel:
     tokenizer: Tokenizer
     template: ChatTemplate | None  # None: its checkpoint has none, and it answers no conversations
     window: EncodeWindow  # over the same tokenizer
+    dialect: Dialect | None = None  # None: as the template says
     generator: Generator | None = None
     encoder: Encoder | None = None
 

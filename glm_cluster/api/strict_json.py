@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 from glm_cluster.errors import InvalidRequest
 
+MAX_DEPTH = 100  # arrays and objects inside one another; protobuf stops there too
 _LONG = 64 << 10  # characters
 _PIECE = 16 << 10
 
@@ -23,13 +24,31 @@ def decode_json(body: bytes) -> object:
     """The value that `body` is the JSON of; refuse in a sentence what is none."""
     try:
         text = body.decode()
-        return (_AT_ONCE if len(text) <= _LONG else _BY_TURNS).decode(text)
+        value = (_AT_ONCE if len(text) <= _LONG else _BY_TURNS).decode(text)
     except ValueError as error:
         raise InvalidRequest(f"the body is not valid JSON: {error}") from error
     except RecursionError as error:
-        raise InvalidRequest(
-            "the body holds too many arrays or objects inside one another; send a flatter one"
-        ) from error
+        raise _too_deep() from error
+    if text.count("[") + text.count("{") > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
+        raise _too_deep()
+    return value
+
+
+def _too_deep() -> InvalidRequest:
+    return InvalidRequest(
+        f"the body holds more than {MAX_DEPTH} arrays or objects inside one another; send a flatter one"
+    )
+
+
+def _is_deeper(value: object, most: int) -> bool:
+    """Whether arrays and objects stand more than `most` deep in a value; looks at one depth after the other."""
+    level = [value]
+    for _ in range(most):
+        held = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
+        level = [inner for items in held for inner in items if isinstance(inner, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 class _Strict(json.JSONDecoder):

@@ -196,7 +196,8 @@ def _request_out(request: Request) -> list[Any]:
     head = [request.request_id, request.attempt, request.prompt]
     if isinstance(request, EncodeRequest):
         return ["encode", *head, request.pooling]
-    return ["generate", *head, request.output, request.max_drafts, _sampling_out(request.sampling)]
+    sampling = _sampling_out(request.sampling)
+    return ["generate", *head, request.output, request.max_drafts, request.priority, request.cache_salt, sampling]
 
 
 def _request_in(row: Sequence[Any]) -> Request:
@@ -204,13 +205,15 @@ def _request_in(row: Sequence[Any]) -> Request:
     if kind == "encode":
         (pooling,) = rest
         return EncodeRequest(request_id=request_id, attempt=attempt, prompt=tuple(prompt), pooling=pooling)
-    output, max_drafts, sampling = rest
+    output, max_drafts, priority, cache_salt, sampling = rest
     return GenerationRequest(
         request_id=request_id,
         attempt=attempt,
         prompt=tuple(prompt),
         output=tuple(output),
         max_drafts=max_drafts,
+        priority=priority,
+        cache_salt=cache_salt,
         sampling=_sampling_in(sampling),
     )
 
@@ -219,7 +222,7 @@ def _sampling_out(sampling: SamplingParams) -> dict[str, Any]:
     """What differs from the defaults: most requests say little, and each is sent with every attempt."""
     given = {name: getattr(sampling, name) for name in SamplingParams.__slots__}
     if sampling.grammar is not None:
-        given["grammar"] = (sampling.grammar.kind, sampling.grammar.source)
+        given["grammar"] = (sampling.grammar.kind, sampling.grammar.source, sampling.grammar.opens_line)
     return {name: value for name, value in given.items() if name not in _DEFAULTS or value != _DEFAULTS[name]}
 
 

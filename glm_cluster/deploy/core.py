@@ -19,6 +19,7 @@ from glm_cluster.records import GenerationRequest, TokenEvent
 
 if TYPE_CHECKING:  # the engine brings torch; this module alone does not need it
     from glm_cluster.engine.engine import Engine
+    from glm_cluster.engine.scheduler import Failure
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,7 @@ class EngineLoop:
         self._take_orders()
         if self._engine.has_work:
             self._deliver(self._engine.step())
+            self._end_failed(self._engine.take_failures())
         self._report()
 
     def _take_orders(self) -> None:
@@ -160,6 +162,12 @@ class EngineLoop:
                 self._ended.append(Ended(*key, Receipt(request.num_tokens, event.finish, event.encoded)))
         for address, batch in outgoing.items():
             self._outlets.push(address, tuple(batch))
+
+    def _end_failed(self, failures: "list[Failure]") -> None:
+        for failure in failures:
+            key = (failure.request_id, failure.attempt)
+            if self._open.pop(key, None):
+                self._ended.append(Ended(*key, failure.error))
 
     def _report(self) -> None:
         now = time.monotonic()

@@ -65,8 +65,9 @@ class GlmIngress:
     def _served(self, config: ClusterConfig, model: ModelConfig, fleet: Fleet) -> "ServedModel":
         from glm_cluster.api.service import ServedModel
         from glm_cluster.api.window import EncodeWindow
-        from glm_cluster.text.chat import ChatTemplate
+        from glm_cluster.text.own_templates import served_template
         from glm_cluster.text.tokenizer import Tokenizer
+        from glm_cluster.text.tools.dialect import dialect_of
 
         directory = Path(model.engine.model)
         stored = GlmConfig.from_directory(directory)
@@ -80,6 +81,17 @@ class GlmIngress:
             meters=self._meters,
         )
         generates = model.engine.task == "generate"
+        template = dialect = None
+        if generates:
+            template = served_template(
+                directory, tokenizer, model_type=stored.model_type, tool_parser=model.tool_parser
+            )
+            dialect = dialect_of(
+                template.source,
+                tokenizer.special_ids,
+                tool_parser=model.tool_parser,
+                reasoning_parser=model.reasoning_parser,
+            )
         return ServedModel(
             info=replace(
                 model_info(model, stored, created=int((directory / "config.json").stat().st_mtime)),
@@ -87,7 +99,8 @@ class GlmIngress:
                 max_output_tokens=config.limits.max_output_tokens,
             ),
             tokenizer=tokenizer,
-            template=ChatTemplate.from_directory(directory, tokenizer) if generates else None,
+            template=template,
+            dialect=dialect,
             window=EncodeWindow(tokenizer, self._meters),
             generator=relay if generates else None,
             encoder=None if generates else relay,

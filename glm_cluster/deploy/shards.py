@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # torch
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     from glm_cluster.engine.runner import ModelRunner
+    from glm_cluster.text.grammar.workshop import Workshop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +58,7 @@ class Shard:
 
     def run(self, store_address: tuple[str, int]) -> None:
         """Join, load, work. Ends by raising, or with the process."""
+        from glm_cluster.deploy.grammars import open_workshop
         from glm_cluster.engine.runner import ModelRunner
         from glm_cluster.model.ranks import Ranks, connect_store, resolve_device
 
@@ -66,17 +68,18 @@ class Shard:
             share_cores(seat.host_ranks)
         store = self._store or connect_store(*store_address)
         ranks = Ranks.join(rank=seat.rank, size=seat.engine.tp, store=store, device=device, host=self._host)
+        workshop = open_workshop(seat.engine) if seat.rank == 0 else None
         unused = unused_token_ids(seat.engine) if seat.rank == 0 else ()  # where tokens are sampled
         with ReadReporter(self._context, seat.progress_to, f"{seat.epoch}/{seat.rank}") as on_read:
             runner = ModelRunner.load(
                 seat.engine, ranks, on_read=on_read, host_ranks=seat.host_ranks, unused_token_ids=unused
             )
         if seat.rank == 0:
-            self._lead(runner, store)
+            self._lead(runner, store, workshop)
         else:
             self._follow(runner, store)
 
-    def _lead(self, runner: "ModelRunner", store: "TCPStore") -> None:
+    def _lead(self, runner: "ModelRunner", store: "TCPStore", workshop: "Workshop | None") -> None:
         from glm_cluster.deploy.broadcast import GroupExecutor
         from glm_cluster.deploy.core import EngineLoop, Outlets
         from glm_cluster.engine.engine import Engine
@@ -86,7 +89,7 @@ class Shard:
             runner, context=self._context, store=store, host=self._host, size=seat.engine.tp, seal=self._seal
         )
         loop = EngineLoop(
-            Engine.assemble(seat.engine, runner.limits, executor),
+            Engine.assemble(seat.engine, runner.limits, executor, workshop.follow if workshop else None),
             orders=self._connect(zmq.PULL, seat.orders),
             reports=self._connect(zmq.PUSH, seat.reports),
             outlets=Outlets(self._context, seat.epoch),
@@ -109,11 +112,9 @@ class Shard:
 def unused_token_ids(engine: EngineConfig) -> tuple[tuple[int, int], ...]:
     """The half-open ranges of ids that the checkpoint's tokenizer has no token for; none where it has no tokenizer."""
     from glm_cluster.model.config import GlmConfig
-    from glm_cluster.text import tiktoken
-    from glm_cluster.text.tokenizer_file import TokenizerFile
+    from glm_cluster.text.tokenizer_file import TokenizerFile, has_tokenizer
 
     directory = Path(engine.model)
-    has_tokenizer = any((directory / name).exists() for name in ("tokenizer.json", tiktoken.FILE))
-    if engine.task != "generate" or not has_tokenizer:
+    if engine.task != "generate" or not has_tokenizer(directory):
         return ()
     return TokenizerFile.from_directory(directory).unused_ids(GlmConfig.from_directory(directory).vocab_size)

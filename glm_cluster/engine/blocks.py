@@ -8,11 +8,18 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
-ROOT_HASH = b""
+ROOT_HASH = b""  # what the first block of a prompt without a salt has for a parent
 
 
 class OutOfBlocks(Exception):
     """The pool cannot give that many blocks now. Caught by the scheduler, which preempts or waits."""
+
+
+def root_hash(salt: str | None) -> bytes:
+    """Name the parent of a prompt's first block: prompts of different salts have no block in common."""
+    if salt is None:
+        return ROOT_HASH
+    return hashlib.blake2b(salt.encode("utf-8", "surrogatepass"), digest_size=16, person=b"cache_salt").digest()
 
 
 def block_hash(parent: bytes, tokens: Sequence[int]) -> bytes:

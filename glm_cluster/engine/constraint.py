@@ -1,19 +1,34 @@
-"""What a grammar is to the sampler: for an output so far, the ids that may come next. Knows no grammar and no text."""
+"""What a grammar is to the engine: for an output so far, the ids that may come next. Knows no grammar and no text."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
+from glm_cluster.errors import GlmError
 from glm_cluster.records import Grammar
-
-if TYPE_CHECKING:  # the plan, which knows of constraints, is made without torch
-    from torch import Tensor
 
 
 class Constraint(Protocol):
-    """One sequence's. Called on rank 0, in the engine's thread, before each draw."""
+    """One sequence's. Called on rank 0, in the engine's thread."""
 
-    def allowed(self, output: Sequence[int]) -> "Tensor":
-        """A bit for each id, int32 [ceil(V / 32)] on the CPU: bit v % 32 of word v // 32 says whether v may come.
+    @property
+    def error(self) -> GlmError | None:
+        """Why the sequence cannot go on: its grammar is none, or leads no further."""
+        ...
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the sequence need not wait any more: `allowed` may be asked, or there is an `error`."""
+        ...
+
+    def wait(self, timeout_s: float) -> None:
+        """Until it is ready, but not longer than that."""
+        ...
+
+    def allowed(self, output: Sequence[int]) -> NDArray[np.int32] | None:
+        """A bit for each id, [ceil(V / 32)]: bit v % 32 of word v // 32 says whether v may come; None: see `error`.
 
         A function of `output` alone, so that a re-entered request goes on exactly. From one call to the next the output
         of a sequence only grows; the first call may come with any. Where it is complete, the stop tokens are allowed.
@@ -22,4 +37,4 @@ class Constraint(Protocol):
 
 
 Constrain: TypeAlias = Callable[[Grammar], Constraint]
-"""Makes the constraint of a new sequence; raises InvalidRequest where the grammar cannot be followed here."""
+"""Makes the constraint of a new sequence, at once: a grammar that takes long is not ready yet."""

@@ -7,6 +7,7 @@ tokens so far. Shape legend: R rows, V vocabulary, N entries of [R, V].
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,12 +45,13 @@ def _edited(logits_RV: Tensor, draws: Sequence[Draw]) -> Tensor:
 def _constrain(logits_RV: Tensor, draws: Sequence[Draw]) -> None:
     """Only what the grammar of a row lets come after its output."""
     masks = {
-        row: constraint.allowed(draw.last_output(draw.num_output))
+        row: mask
         for row, draw in enumerate(draws)
         if (constraint := draw.past.constraint) is not None
+        if (mask := constraint.allowed(draw.last_output(draw.num_output))) is not None
     }
     if masks:
-        words_RW1 = torch.stack(list(masks.values())).to(logits_RV.device).unsqueeze(-1)
+        words_RW1 = torch.from_numpy(np.stack(list(masks.values()))).to(logits_RV.device).unsqueeze(-1)
         bits_RV = (words_RW1 >> torch.arange(_WORD_BITS, device=logits_RV.device, dtype=torch.int32)) & 1
         _mask(logits_RV, list(masks), bits_RV.flatten(1)[:, : logits_RV.shape[1]] == 0)
 

@@ -8,16 +8,18 @@ from glm_cluster.engine.constraint import Constrain
 from glm_cluster.engine.executor import Executor, LocalExecutor
 from glm_cluster.engine.memory import KvLimits
 from glm_cluster.engine.runner import ModelRunner
-from glm_cluster.engine.scheduler import Scheduler
+from glm_cluster.engine.scheduler import Failure, Scheduler
 from glm_cluster.engine.sequence import Request
 from glm_cluster.errors import InvalidRequest
 from glm_cluster.model.checkpoints.checkpoint import ReadProgress
 from glm_cluster.model.ranks import Ranks, resolve_device
 from glm_cluster.records import EncodeRequest, ReplicaLoad, Task, TokenEvent
 
+_PATIENCE_S = 0.01  # with a grammar that is being compiled, when there is nothing else to do
+
 
 class Engine:
-    """Requests in, token events out. Each request ends in exactly one event with `finish` set."""
+    """Requests in, token events out. Each request ends in exactly one event with `finish` set, or in a failure."""
 
     def __init__(self, scheduler: Scheduler, executor: Executor, task: Task) -> None:
         self._scheduler = scheduler
@@ -66,10 +68,15 @@ class Engine:
         """Run one forward pass over whatever is most due; no events when idle."""
         plan = self._scheduler.plan()
         if plan is None:
+            self._scheduler.wait(_PATIENCE_S)
             return self._scheduler.take_events()
         output = self._executor.execute(plan)
         self._num_steps += 1
         return self._scheduler.commit(plan, output)
+
+    def take_failures(self) -> list[Failure]:
+        """Requests that ended without a last event since the last call: ask after each step."""
+        return self._scheduler.take_failures()
 
     def load(self) -> ReplicaLoad:
         """Queue lengths and free blocks."""

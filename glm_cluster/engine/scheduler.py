@@ -1,22 +1,24 @@
 """Decide what each step computes. Touches block numbers and token ids, never a tensor.
 
 There is no prefill phase and no decode phase: every sequence has tokens known and tokens computed, and a step closes
-the gap under a token budget. Oldest first; when blocks run out, the youngest running sequence gives its blocks back
-and is computed again later. An encode request is a sequence that ends when its prompt is computed.
+the gap under a token budget. Oldest first, among those of one priority; when blocks run out, the youngest running
+sequence gives its blocks back and is computed again later. An encode request is a sequence that ends when its prompt is
+computed.
 
 A small step takes guesses along in rows that cost little: each right one saves a step. What is sampled decides, so
 that tokens are those of a run without.
 """
 
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from glm_cluster.engine.blocks import BlockPool, OutOfBlocks
 from glm_cluster.engine.constraint import Constrain, Constraint
 from glm_cluster.engine.plan import Slice, StepOutput, StepPlan
 from glm_cluster.engine.sequence import Request, Sequence
-from glm_cluster.errors import InvalidRequest, Overloaded
+from glm_cluster.errors import GlmError, InvalidRequest, Overloaded
 from glm_cluster.records import FinishReason, GenerationRequest, ReplicaLoad, TokenEvent, TokenLogprobs
 
 # A step with few rows waits for weights: on a CPU one of four rows takes as long as one of one, one of eight a third
@@ -25,11 +27,20 @@ FREE_ROWS = 4
 DRAFT_ROWS = 8
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A request that ends without a last event."""
+
+    request_id: str
+    attempt: int
+    error: GlmError
+
+
 class Scheduler:
     """Waiting and running sequences over one block pool.
 
     Invariant: waiting sequences hold no blocks and no rows; running ones hold exactly the blocks of their computed
-    tokens, plus those of the plan in flight.
+    tokens, plus those of the plan in flight. Those that wait stand by priority, then by age.
     """
 
     def __init__(
@@ -58,6 +69,7 @@ class Scheduler:
         self._waiting: deque[Sequence] = deque()
         self._running: dict[str, Sequence] = {}
         self._events: list[TokenEvent] = []
+        self._failures: list[Failure] = []
 
     @property
     def has_work(self) -> bool:
@@ -83,7 +95,7 @@ class Scheduler:
         if (finish := _finish_reason(sequence)) is not None:
             self._events.append(_event(sequence, (), finish))
         else:
-            self._waiting.append(sequence)
+            self._waiting.insert(bisect_right(self._waiting, sequence.priority, key=_priority), sequence)
 
     def _max_tokens(self, request: Request) -> int:
         """The most output there may be: what was asked for, within the model's length."""
@@ -123,6 +135,7 @@ class Scheduler:
 
     def plan(self) -> StepPlan | None:
         """Choose the next step: running sequences first, then as many waiting ones as fit. None when idle."""
+        self._fail_waiting()
         slices: list[Slice] = []
         budget, num_waiting = self._step_tokens, len(self._waiting)
         for sequence in list(self._running.values()):
@@ -149,6 +162,17 @@ class Scheduler:
         events, self._events = self._events, []
         return events
 
+    def take_failures(self) -> list["Failure"]:
+        """Requests that cannot go on, since the last call."""
+        failures, self._failures = self._failures, []
+        return failures
+
+    def wait(self, timeout_s: float) -> None:
+        """Until a sequence may be admitted whose grammar was not ready, but not longer than that."""
+        constraint = next((s.constraint for s in self._waiting if not s.is_ready), None)
+        if constraint is not None:
+            constraint.wait(timeout_s)
+
     def load(self) -> ReplicaLoad:
         """What the router wants to know."""
         return ReplicaLoad(
@@ -164,6 +188,7 @@ class Scheduler:
         """Assert the invariants of scheduler and pool. Call between steps."""
         self._pool.check()
         assert all(not s.blocks and s.pooled is None and not s.scores for s in self._waiting)
+        assert list(self._waiting) == sorted(self._waiting, key=_priority)
         held = {b for s in self._running.values() for b in s.blocks}
         assert len(held) == self._pool.num_blocks - self._pool.num_free
         for s in self._running.values():
@@ -185,11 +210,24 @@ class Scheduler:
                 return count
 
     def _admissible(self) -> Iterator[Sequence]:
-        while self._waiting and len(self._running) < self._max_running:
-            yield self._waiting[0]
+        """The first waiting sequence whose grammar is ready, again and again: whoever takes it must admit it."""
+        while len(self._running) < self._max_running:
+            if (sequence := next((s for s in self._waiting if s.is_ready), None)) is None:
+                return
+            yield sequence
+
+    def _fail_waiting(self) -> None:
+        """Give up those whose grammar turned out to be none."""
+        for sequence in [s for s in self._waiting if s.is_ready and s.error is not None]:
+            self._waiting.remove(sequence)
+            self._fail(sequence)
+
+    def _fail(self, sequence: Sequence) -> None:
+        assert sequence.error is not None
+        self._failures.append(Failure(sequence.request.request_id, sequence.request.attempt, sequence.error))
 
     def _admit(self, sequence: Sequence, budget: int, slices: list[Slice]) -> int:
-        """Start the first waiting sequence with what the prefix cache has of it; 0 when blocks are short."""
+        """Start a waiting sequence with what the prefix cache has of it; 0 when blocks are short."""
         shared = self._pool.share(sequence.hashes(sequence.num_shareable))
         sequence.blocks, sequence.num_computed = shared, len(shared) * self._block_tokens
         count = min(sequence.num_missing, budget)
@@ -201,7 +239,7 @@ class Scheduler:
         if not sequence.was_admitted:
             sequence.was_admitted = True
             sequence.num_cached = min(sequence.num_computed, len(sequence.request.prompt))
-        self._waiting.popleft()
+        self._waiting.remove(sequence)
         self._running[_key(sequence)] = sequence
         slices.append(_slice(sequence, count))
         return count
@@ -238,7 +276,7 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         del self._running[_key(sequence)]
         self._drop(sequence)
-        self._waiting.appendleft(sequence)
+        self._waiting.insert(bisect_left(self._waiting, sequence.priority, key=_priority), sequence)
 
     def _drop(self, sequence: Sequence) -> None:
         """Forget what was computed of a sequence."""
@@ -246,6 +284,10 @@ class Scheduler:
         sequence.blocks, sequence.num_computed, sequence.pooled, sequence.scores = [], 0, None, []
 
     def _commit_slice(self, sequence: Sequence, part: Slice, output: StepOutput) -> None:
+        if sequence.error is not None:  # nothing of this step is to be believed
+            self._end(sequence)
+            self._fail(sequence)
+            return
         sequence.scores += output.scores.get(part.key, ())
         tokens = self._take(sequence, part, output.tokens[part.key]) if part.samples else ()
         self._advance(sequence, part.num_known + max(0, len(tokens) - 1))  # the last one is yet to be computed
@@ -256,8 +298,11 @@ class Scheduler:
         if tokens or finish is not None:
             self._events.append(_event(sequence, tokens, finish, output.logprobs.get(part.key, ())))
         if finish is not None:
-            del self._running[part.key]
-            self._drop(sequence)
+            self._end(sequence)
+
+    def _end(self, sequence: Sequence) -> None:
+        del self._running[_key(sequence)]
+        self._drop(sequence)
 
     def _take(self, sequence: Sequence, part: Slice, sampled: tuple[int, ...]) -> tuple[int, ...]:
         """Add the sampled tokens to the sequence, up to one that ends it; return what was added."""
@@ -291,6 +336,10 @@ def sequence_key(request_id: str, attempt: int) -> str:
 
 def _key(sequence: Sequence) -> str:
     return sequence_key(sequence.request.request_id, sequence.request.attempt)
+
+
+def _priority(sequence: Sequence) -> int:
+    return sequence.priority
 
 
 def _slice(sequence: Sequence, count: int) -> Slice:

@@ -2,11 +2,12 @@
 
 from typing import TypeAlias
 
-from glm_cluster.engine.blocks import ROOT_HASH, block_hash
+from glm_cluster.engine.blocks import ROOT_HASH, block_hash, root_hash
 from glm_cluster.engine.constraint import Constraint
 from glm_cluster.engine.lookup import PromptLookup
 from glm_cluster.engine.past import Past
 from glm_cluster.engine.plan import Pooled
+from glm_cluster.errors import GlmError
 from glm_cluster.records import EncodeRequest, GenerationRequest, SamplingParams, TokenLogprobs
 
 Request: TypeAlias = GenerationRequest | EncodeRequest
@@ -33,6 +34,7 @@ class Sequence:
         self.pooling = request.pooling if isinstance(request, EncodeRequest) else None
         self.pooled: Pooled | None = None
         self.scores: list[TokenLogprobs] = []  # of the prompt's tokens so far but the first
+        self.priority = request.priority if isinstance(request, GenerationRequest) else 0
         self.tokens = [*request.prompt, *(request.output if isinstance(request, GenerationRequest) else ())]
         self.max_len = len(request.prompt) + max_tokens
         self.num_computed = 0
@@ -40,13 +42,25 @@ class Sequence:
         self.was_admitted = False
         self.blocks: list[int] = []
         self.lookup = PromptLookup()
+        self.constraint = constraint
         self.past = None if self.sampling is None else self._past(self.sampling, constraint)
         self._max_drafts = max_drafts
         self._block_tokens = block_tokens
+        self._root_hash = root_hash(request.cache_salt) if isinstance(request, GenerationRequest) else ROOT_HASH
         self._hashes: list[bytes] = []
 
     def _past(self, sampling: SamplingParams, constraint: Constraint | None) -> Past:
         return Past(sampling, self.tokens, len(self.request.prompt), constraint)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether what its outputs must match is known."""
+        return self.constraint is None or self.constraint.is_ready
+
+    @property
+    def error(self) -> GlmError | None:
+        """Why it cannot go on."""
+        return None if self.constraint is None else self.constraint.error
 
     @property
     def num_output(self) -> int:
@@ -91,6 +105,6 @@ class Sequence:
         count = num_tokens // self._block_tokens
         while len(self._hashes) < count:
             start = len(self._hashes) * self._block_tokens
-            parent = self._hashes[-1] if self._hashes else ROOT_HASH
+            parent = self._hashes[-1] if self._hashes else self._root_hash
             self._hashes.append(block_hash(parent, self.tokens[start : start + self._block_tokens]))
         return self._hashes[:count]

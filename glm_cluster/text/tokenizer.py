@@ -70,6 +70,11 @@ class Tokenizer:
         """One more than the highest id that has a token. The model's own vocabulary may be padded beyond it."""
         return len(self._token_bytes)
 
+    @property
+    def pieces(self) -> Sequence[bytes]:
+        """The bytes of each id, in order; none of a control token that is never shown, and of an id without a token."""
+        return self._token_bytes
+
     def unused_ids(self, vocab_size: int) -> Ranges:
         """Return the ids that name no token, of a model with `vocab_size` rows: holes and padding."""
         return unused_ids(self._used, vocab_size)

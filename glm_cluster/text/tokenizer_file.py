@@ -46,6 +46,11 @@ class TokenizerFile:
         return unused_ids(used, vocab_size)
 
 
+def has_tokenizer(directory: Path) -> bool:
+    """Whether there is a file to read."""
+    return any((directory / name).exists() for name in ("tokenizer.json", tiktoken.FILE))
+
+
 def unused_ids(used: Collection[int], vocab_size: int) -> Ranges:
     """The ids below `vocab_size` that are not used."""
     ranges: list[tuple[int, int]] = []

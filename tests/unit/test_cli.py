@@ -18,15 +18,16 @@ from glm_cluster.config import ClusterConfig, EngineConfig
 from glm_cluster.deploy.files import IMPORT_PATH, ServeFile
 from glm_cluster.deploy.local import Endpoints
 from glm_cluster.errors import ConfigError
-from glm_cluster.launch import greeting, serve_args
+from glm_cluster.keys import find_key, read_keys
+from glm_cluster.launch import check_access, greeting, serve_args
 from glm_cluster.model.checkpoints.demo import default_directory
 from glm_cluster.model.checkpoints.recipes import load_recipe, recipe_names
 from glm_cluster.preflight import GIB, Gpu
 
-COMMANDS = ("serve", "generate", "chat", "models", "verify", "convert", "demo-model", "bench")
+COMMANDS = ("serve", "generate", "chat", "keys", "models", "verify", "convert", "demo-model", "bench")
 FLAGS = {
     "serve": {"--model", "--tp", "--replicas", "--host", "--port", "--grpc-port", "--dtype", "--device", "--config"}
-    | {"--task", "--max-model-len", "--speculative-tokens", "--quantization"},
+    | {"--task", "--max-model-len", "--speculative-tokens", "--quantization", "--api-keys", "--usage-log"},
     "generate": {
         "--model",
         "--prompt",
@@ -38,7 +39,8 @@ FLAGS = {
         "--quantization",
         "--max-model-len",
     },
-    "chat": {"--url", "--max-tokens"},
+    "chat": {"--url", "--max-tokens", "--api-key"},
+    "keys": set(),
     "models": {"--json"},
     "verify": {"--model", "--against", "--tp", "--dtype", "--max-tokens", "--prompt"},
     "convert": {"--max-shard-size"},
@@ -318,7 +320,7 @@ def test_serve_hands_over_and_greets(
 def test_interrupt_leaves_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     from glm_cluster import chat
 
-    def interrupted(url: str, max_tokens: int) -> None:
+    def interrupted(url: str, max_tokens: int, api_key: str | None) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(chat, "chat", interrupted)
@@ -374,6 +376,49 @@ def test_greeting_is_ready_to_paste(demo: bool) -> None:
     (grpcurl,) = (shlex.split(line) for line in lines if line.startswith("grpcurl "))
     assert json.loads(grpcurl[grpcurl.index("-d") + 1])["messages"][0]["role"] == "ROLE_USER"
     assert grpcurl[-2:] == ["h:2", "glm_cluster.v1.Glm/Chat"]
+
+
+def test_greeting_shows_where_the_key_goes() -> None:
+    lines = list(greeting(Endpoints("http://h:1", "h:2", "m"), demo=False, keys=True))
+    asking = [line for line in lines if line.startswith(("curl ", "grpcurl "))]
+    assert len(asking) == 2
+    assert all('-H "Authorization: Bearer $GLM_API_KEY"' in line for line in asking)
+
+
+def test_keys_and_log_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative names are the user's; the cluster's processes run in other directories."""
+    monkeypatch.chdir(tmp_path)
+    file = ServeFile(args={"models": [{"model": "/a"}], "usage_log": "usage.jsonl"})
+    args = serve_args(parse("serve", "--config", "x", "--api-keys", "keys.yaml"), file)
+    assert (args["api_keys_file"], args["usage_log"]) == (str(tmp_path / "keys.yaml"), str(tmp_path / "usage.jsonl"))
+
+
+def test_a_broken_file_of_keys_is_refused_at_start(
+    checkpoint: Path, free_ports: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "keys").write_text("- {name: a, sha256: secret}")
+    assert main(["serve", "--model", str(checkpoint), "--api-keys", str(tmp_path / "keys"), *free_ports]) == 2
+    assert "[0].sha256 must be the 64 hex digits" in sentence(capsys)
+
+
+@pytest.mark.parametrize(("host", "said"), [("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True)])
+def test_an_open_door_is_announced(host: str, said: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    check_access(ClusterConfig.from_mapping({"model": "m"}), host)
+    assert ("may call" in capsys.readouterr().err) is said
+
+
+def test_a_log_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be written"):
+        check_access(ClusterConfig.from_mapping({"model": "m", "usage_log": str(tmp_path / "no" / "log")}), "localhost")
+
+
+def test_new_key_is_printed_once_and_kept_as_a_hash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "keys"
+    assert main(["keys", "new", "--name", "ada", "--file", str(path)]) == 0
+    secret = capsys.readouterr().out.strip()
+    assert secret not in path.read_text()
+    (found,) = read_keys(path)
+    assert find_key([found], secret.encode()) == found
 
 
 def test_runs_as_a_command() -> None:

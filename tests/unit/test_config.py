@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from glm_cluster.config import ClusterConfig, EngineConfig
+from glm_cluster.config import ClusterConfig, EngineConfig, Limits
 from glm_cluster.errors import ConfigError
 
 
@@ -87,6 +87,8 @@ def test_configs_are_frozen() -> None:
         ({"model": "m", "target_ongoing_requests": 0}, "target_ongoing_requests"),
         ({"model": "m", "num_ingresses": 0}, "num_ingresses"),
         ({"model": "m", "placement": "pack"}, "placement"),
+        ({"model": "m", "tool_parser": "glm"}, "tool_parser"),
+        ({"model": "m", "reasoning_parser": True}, "reasoning_parser"),
         ({"model": "m", "upscale_delay_s": -1}, "upscale_delay_s"),
         ({"model": "m", "downscale_delay_s": math.inf}, "downscale_delay_s"),
         ({"model": "m", "cpus_per_rank": "1"}, "cpus_per_rank"),
@@ -141,3 +143,30 @@ def test_int8_is_for_cpus_and_chooses_one_where_the_device_is_open() -> None:
         EngineConfig.from_mapping({"model": "/m", "quantization": "int8", "device": "cuda"})
     with pytest.raises(ConfigError, match="quantization must be one of none, int8"):
         EngineConfig.from_mapping({"model": "/m", "quantization": "int4"})
+
+
+def test_limits_are_a_mapping_of_their_own() -> None:
+    config = ClusterConfig.from_mapping({"model": "m", "limits": {"max_output_tokens": 7, "max_body_bytes": 10}})
+    assert config.limits == Limits(max_output_tokens=7, max_body_bytes=10)
+    assert ClusterConfig.from_mapping({"model": "m"}).limits == Limits()
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        (3, "limits must be a mapping"),
+        ({"max_outputs": 1}, r"limits: unknown settings \['max_outputs'\]"),
+        ({"max_output_tokens": 0}, "limits.max_output_tokens must be a whole number"),
+        ({"max_body_bytes": None}, "limits.max_body_bytes must be a whole number"),
+    ],
+)
+def test_a_wrong_limit_is_named(limits: object, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        ClusterConfig.from_mapping({"model": "m", "limits": limits})
+
+
+def test_files_are_named_by_path() -> None:
+    config = ClusterConfig.from_mapping({"model": "m", "api_keys_file": "/keys", "usage_log": "/log"})
+    assert (config.api_keys_file, config.usage_log) == ("/keys", "/log")
+    with pytest.raises(ConfigError, match="usage_log must be a str"):
+        ClusterConfig.from_mapping({"model": "m", "usage_log": 1})

@@ -28,7 +28,7 @@ def argument(text: str, schema: object) -> object:
 
     Where a schema allows strings and something else, JSON that is neither stays text.
     """
-    types = _types(schema)
+    types = types_of_schema(schema)
     if types == {"string"}:
         return text
     try:
@@ -68,7 +68,7 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no JSON")
 
 
-def _types(schema: object, depth: int = 0) -> set[str]:
+def types_of_schema(schema: object, depth: int = 0) -> set[str]:
     """The names of the JSON types that a schema allows; empty if it does not say."""
     if not isinstance(schema, Mapping) or depth > _MOST_NESTED:
         return set()
@@ -83,7 +83,7 @@ def _types(schema: object, depth: int = 0) -> set[str]:
     found: set[str] = set()
     for keyword in ("anyOf", "oneOf", "allOf"):
         if isinstance(alternatives := schema.get(keyword), list):
-            found.update(*(_types(one, depth + 1) for one in alternatives))
+            found.update(*(types_of_schema(one, depth + 1) for one in alternatives))
     return found
 
 

@@ -40,14 +40,14 @@ def conversation(messages: Sequence[Turn], tools: Sequence[Tool], dialect: Diale
     for is_result, run in groupby(messages, key=lambda message: message["role"] in _RESULTS):
         for message in _in_order(run, names) if is_result else run:
             turns += _result(message, names, dialect) if is_result else _turn(message, dialect)
-    described = [tool.for_template() for tool in tools]
+    described = [tool.for_template() for tool in dialect.understood(tools)]
     if not described:
         return Conversation(turns)
     if dialect.tools == "variable":
         return Conversation(turns, {"tools": described})
     if dialect.tools == "message":
         return Conversation([{"role": "system", "content": None, "tools": described}, *turns])
-    return Conversation(_with_system_text(turns, _spelled_out(tools)))
+    return Conversation(_with_system_text(turns, _spelled_out(dialect.understood(tools))))
 
 
 def _names_of_calls(messages: Sequence[Turn]) -> dict[str, str]:
@@ -110,18 +110,18 @@ def _with_native_calls(message: Turn, calls: Iterable[Turn]) -> dict[str, Any]:
 
 def _call(call: Turn, dialect: Dialect) -> dict[str, Any]:
     """A call as GLM-4 wrote it."""
-    name, body = call["function"]["name"], _body(call["function"])
+    name, body = call["function"]["name"], _body(call["function"], dialect)
     if dialect.calls == "metadata":
         return {"role": "assistant", "metadata": name, "content": body}
     return {"role": "assistant", "content": f"{name}\n{body}"}
 
 
-def _body(function: Turn) -> str:
+def _body(function: Turn, dialect: Dialect) -> str:
     """The arguments as GLM-4 wrote them: those of All Tools are no JSON."""
     name, arguments = function["name"], function["arguments"]
     if isinstance(arguments, Mapping):
         arguments = json.dumps(arguments, ensure_ascii=False)
-    if (key := BUILT_IN.get(name)) is None:
+    if (key := BUILT_IN.get(name)) is None or dialect.tools != "message":
         return str(arguments)
     try:
         parsed = json.loads(arguments)

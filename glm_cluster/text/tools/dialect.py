@@ -5,17 +5,13 @@ renamed or trained on keeps its way of calling.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal
 
+from glm_cluster.records import ReasoningParser, ToolParser
 from glm_cluster.text.tools.output import Family
-
-ToolParser: TypeAlias = Literal["auto", "glm4", "glm45", "glm47", "none"]
-"""The setting of that name. auto: told from the checkpoint; none: calls stay text."""
-
-ReasoningParser: TypeAlias = Literal["auto", "think", "none"]
-"""The setting of that name. think: what stands between <think> and </think> is reasoning."""
+from glm_cluster.text.tools.tool import Tool
 
 _BROKEN = re.compile(r"(\{function-name\}|</arg_key>)(\n|\\n)")  # a line break as it is, or in a string
 
@@ -32,6 +28,10 @@ class Dialect:
     tools: Literal["variable", "message", "text"]  # `tools`, a key of the first system message, or its content
     calls: Literal["tool_calls", "metadata", "text"]  # keys of an assistant's message, or its content
     result_role: Literal["tool", "observation", "user"]
+
+    def understood(self, tools: Iterable[Tool]) -> tuple[Tool, ...]:
+        """The tools as the model knows them: only GLM-4-9B-Chat's template describes All Tools."""
+        return tuple(tool if self.tools == "message" else tool.as_function() for tool in tools)
 
 
 def dialect_of(

@@ -1,7 +1,7 @@
 """A tool that a request offers to the model."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -11,6 +11,12 @@ BUILT_IN = MappingProxyType({"python": "code", "simple_browser": "call", "cogvie
 The model writes Python source to `python`, `search("...")` or the like to `simple_browser` and a description in
 English to `cogview`. OpenAI's calls have JSON objects for arguments, so the body becomes the one string of an object.
 """
+
+_DESCRIBED = {
+    "python": "Run Python code in a stateful Jupyter notebook and return its output.",
+    "simple_browser": 'Use a browser: search("query", recency_days=7), mclick([1, 2, 3]) or open_url("https://...").',
+    "cogview": "Draw an image from a description in English.",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +40,12 @@ class Tool:
         if (key := self.body_key) is None:
             return {"type": "object", **self.parameters}
         return {"type": "object", "properties": {key: {"type": "string"}}, "required": [key]}
+
+    def as_function(self) -> "Tool":
+        """The tool for a model that knows functions only."""
+        if not self.built_in:
+            return self
+        return replace(self, built_in=False, description=_DESCRIBED[self.name], parameters=self.schema)
 
     def for_template(self) -> dict[str, Any]:
         """The tool in the form that templates read."""

@@ -297,11 +297,11 @@ class _Adapter:
         return stream if inspect.isasyncgenfunction(method) else unary
 
 
-@pytest.fixture
-async def channel(service: Service, ready: Callable[[], object], tally: Tally) -> AsyncIterator[grpc.aio.Channel]:
-    """A channel to the gRPC methods, served for real on a free port."""
+@contextlib.asynccontextmanager
+async def serve_grpc(glm: GlmGrpc) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to the methods, served for real on a free port."""
     server = grpc.aio.server()
-    methods = _Adapter(GlmGrpc(service, ready, tally))
+    methods = _Adapter(glm)
     glm_pb2_grpc.add_GlmServicer_to_server(methods, server)
     health_pb2_grpc.add_HealthServicer_to_server(methods, server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -309,6 +309,17 @@ async def channel(service: Service, ready: Callable[[], object], tally: Tally) -
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield channel
     await server.stop(None)
+
+
+@pytest.fixture
+def served() -> Callable[[GlmGrpc], contextlib.AbstractAsyncContextManager[grpc.aio.Channel]]:
+    return serve_grpc
+
+
+@pytest.fixture
+async def channel(service: Service, ready: Callable[[], object], tally: Tally) -> AsyncIterator[grpc.aio.Channel]:
+    async with serve_grpc(GlmGrpc(service, ready, tally)) as channel:
+        yield channel
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import openai
 import pytest
 import uvicorn
 
+from glm_cluster.api import exchange
 from glm_cluster.api.http import build_http_app
 from glm_cluster.config import Limits
 from glm_cluster.errors import EngineUnavailable, Overloaded
@@ -194,6 +195,19 @@ async def test_a_body_too_large_is_refused(http):
     response = await http.post("/v1/completions", content=b" " * (Limits().max_body_bytes + 1))
     assert response.status_code == 413
     assert response.json()["error"]["code"] == "body_too_large"
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(service, ready, tally, monkeypatch):
+    monkeypatch.setattr(exchange, "BODY_S", 0.01)
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [], "query_string": b""}
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    await build_http_app(service, ready, tally)(scope, asyncio.Event().wait, send)
+    assert sent[0]["status"] == 408
+    assert json.loads(sent[1]["body"])["error"]["code"] == "body_too_slow"
 
 
 async def test_unknown_routes_and_wrong_methods_have_openais_shape(http):

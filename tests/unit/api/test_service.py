@@ -11,6 +11,7 @@ import pytest
 from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest
 from glm_cluster.api.service import Service, collect
 from glm_cluster.errors import ConfigError, InternalError, InvalidRequest, ModelNotFound
+from glm_cluster.metrics import NoMeters
 from glm_cluster.records import TokenEvent
 
 
@@ -241,3 +242,20 @@ async def test_long_conversations_are_worked_through_off_the_loop(http, service,
     await http.post("/v1/chat/completions", json=body)
     for [thread] in (parsing, rendering):
         assert (thread is not threading.main_thread()) is elsewhere
+
+
+@pytest.fixture
+def limited(service):
+    """The same model under a server's settings."""
+    model = service.model("tiny", "generate")
+    info = replace(model.info, max_prompt_tokens=5, max_output_tokens=7)
+    return Service(models=[replace(model, info=info)], meters=NoMeters())
+
+
+async def test_a_server_s_limits_are_below_the_model_s(limited):
+    generation = (await limited.prepare_completion("r", completion("a" * 5))).generation
+    assert generation.sampling.max_tokens == 7
+    for fields, param in ({"prompt": "a" * 6}, "prompt"), ({"prompt": "a", "max_tokens": 8}, "max_tokens"):
+        with pytest.raises(InvalidRequest, match="this server") as caught:
+            await limited.prepare_completion("r", completion(**fields))
+        assert caught.value.param == param

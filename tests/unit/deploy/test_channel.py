@@ -25,7 +25,10 @@ def request(**given: object) -> GenerationRequest:
 
 def test_orders_round_trip():
     submissions = (
-        Submission(request(output=(3,), attempt=2, max_drafts=0), ReturnAddress("tcp://10.0.0.1:5", b"\x00key")),
+        Submission(
+            request(output=(3,), attempt=2, max_drafts=0, priority=-3, cache_salt="s"),
+            ReturnAddress("tcp://10.0.0.1:5", b"\x00key"),
+        ),
         Submission(request(), None),
         Submission(EncodeRequest(request_id="e", prompt=(1, 2), pooling="mean", attempt=3), None),
     )

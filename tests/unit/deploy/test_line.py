@@ -16,6 +16,7 @@ import zmq
 from glm_cluster.deploy.channel import Loss, Receipt, Report, ReturnAddress, Seal, Submission, Tokens
 from glm_cluster.deploy.core import EngineLoop, Outlets
 from glm_cluster.deploy.courier import Courier
+from glm_cluster.engine.scheduler import Failure
 from glm_cluster.errors import EngineUnavailable, InternalError, InvalidRequest, Overloaded
 from glm_cluster.records import (
     Encoded,
@@ -40,6 +41,7 @@ class ArithmeticEngine:
     num_steps: int = 0
     running: dict[tuple[str, int], list[GenerationRequest | EncodeRequest | int]] = field(default_factory=dict)
     cancelled: list[tuple[str, int]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
 
     @property
     def has_work(self) -> bool:
@@ -75,6 +77,10 @@ class ArithmeticEngine:
             if finish:
                 del self.running[key]
         return events
+
+    def take_failures(self) -> list[Failure]:
+        failures, self.failures = self.failures, []
+        return failures
 
     def load(self) -> ReplicaLoad:
         return ReplicaLoad(num_waiting=0, num_running=len(self.running), num_free_blocks=9, num_blocks=10)
@@ -203,6 +209,21 @@ async def test_a_refusal_is_raised_and_the_engine_lives_on(courier: Courier, ing
         await courier.submit(submission("bad", ingress.address, prompt=()))
     assert caught.value.param == "prompt"
     assert await courier.submit(submission("good", ingress.address)) == Receipt(4, "length")
+
+
+async def test_a_request_that_fails_under_way_raises_and_the_engine_lives_on(
+    courier: Courier, engine: ArithmeticEngine, ingress: Ingress
+):
+    """What the tokens so far had shown, stands; nothing more comes."""
+    failing = asyncio.create_task(courier.submit(submission("bad", ingress.address, max_tokens=1000)))
+    good = asyncio.create_task(courier.submit(submission("good", ingress.address, max_tokens=2000)))
+    while len(engine.running) < 2:
+        await asyncio.sleep(0.001)
+    del engine.running["bad", 0]
+    engine.failures.append(Failure("bad", 0, InternalError("the grammar leads no further")))
+    with pytest.raises(InternalError, match="no further"):
+        await failing
+    assert (await good).num_tokens == 2000
 
 
 async def test_too_many_requests_is_said_as_such(courier: Courier, engine: ArithmeticEngine, ingress: Ingress):

@@ -3,8 +3,10 @@
 import random
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from glm_cluster.engine.edits import edit
@@ -92,9 +94,9 @@ def test_bias_comes_before_the_penalties_and_repetition_before_the_others() -> N
 class Even:
     """Lets even ids come after an even number of tokens, odd ones after an odd number."""
 
-    def allowed(self, output: Sequence[int]) -> Tensor:
+    def allowed(self, output: Sequence[int]) -> NDArray[np.int32]:
         bits = [sum(1 << bit for bit in range(32) if bit % 2 == len(output) % 2) for _ in range(-(-VOCAB // 32))]
-        return torch.tensor(bits, dtype=torch.int64).to(torch.int32)
+        return np.array(bits, dtype=np.uint32).view(np.int32)
 
 
 def test_a_constraint_masks_what_its_bits_do_not_name() -> None:

@@ -383,3 +383,33 @@ def test_a_grammar_is_refused_where_nobody_follows_one() -> None:
     request = _request("a", 3)
     with pytest.raises(InvalidRequest, match="grammar"):
         _scheduler().add(replace(request, sampling=replace(request.sampling, grammar=Grammar("regex", "a"))))
+
+
+def test_the_lowest_priority_begins_first_and_the_oldest_among_equals() -> None:
+    scheduler = _scheduler(max_running=1)
+    for name, priority in (("a", 0), ("b", 5), ("c", -1), ("d", 0), ("e", 5)):
+        scheduler.add(_request(name, 4, max_tokens=1, priority=priority))
+    order = [_step(scheduler)[0].slices[0].key for _ in range(5)]
+    assert order == ["c#0", "a#0", "d#0", "b#0", "e#0"]
+
+
+def test_a_preempted_sequence_waits_before_those_of_its_priority_and_behind_lower_ones() -> None:
+    scheduler = _scheduler(num_blocks=4)
+    scheduler.add(_request("old", 7, max_tokens=8))
+    scheduler.add(_request("young", 7, max_tokens=8, first=50))
+    _step(scheduler)
+    scheduler.add(_request("equal", 1, max_tokens=1))
+    scheduler.add(_request("urgent", 1, max_tokens=1, priority=-1))
+    _step(scheduler)
+    while "young#0" in scheduler._running:
+        _step(scheduler)
+    assert [s.request.request_id for s in scheduler._waiting][-2:] == ["young", "equal"]
+
+
+def test_only_requests_of_one_salt_share_a_prefix() -> None:
+    scheduler = _scheduler()
+    cached = []
+    for name, salt in (("a", None), ("b", "x"), ("c", "x"), ("d", "y"), ("e", None)):
+        scheduler.add(_request(name, 9, max_tokens=1, cache_salt=salt))
+        cached.append(_step(scheduler)[1][-1].num_cached_tokens)
+    assert cached == [0, 0, 8, 0, 8]

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from glm_cluster.errors import InvalidRequest
 from glm_cluster.text.chat import ChatTemplate
-from glm_cluster.text.own_templates import fitting_template, own_template
-from glm_cluster.text.tokenizer import Tokenizer
+from glm_cluster.text.own_templates import fitting_template, own_template, served_template
+from glm_cluster.text.tokenizer import Plain, Special, Tokenizer
 
 PUBLISHED = {
     "glm-4-9b-chat.jinja": "glm4",
@@ -96,3 +97,13 @@ def test_the_format_is_told_by_the_control_tokens(shared_data: Path, glm4: Token
     assert fitting_template(glm45, model_type="glm4_moe") == "glm45"
     assert fitting_template(glm45, model_type="glm4_moe", tool_parser="glm47") == "glm47"
     assert fitting_template(["<|im_start|>", "<|im_end|>"], model_type="glm") is None
+
+
+def test_only_a_checkpoint_without_a_template_gets_ours(glm4: Tokenizer, tiny: Tokenizer, tmp_path: Path) -> None:
+    ours = served_template(tmp_path, glm4, model_type="glm4")
+    assert ours.source == own_template("glm4-0414")
+    assert ours.render([says("user", "a")])[0] == Special(glm4.special_ids["[gMASK]"])
+    with pytest.raises(InvalidRequest, match="no chat template"):
+        served_template(tmp_path, tiny, model_type="glm4").render([says("user", "a")])
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}", encoding="utf-8")
+    assert served_template(tmp_path, glm4, model_type="glm4").render([says("user", "a")]) == (Plain("a"),)

@@ -82,3 +82,10 @@ def test_streams_do_not_share_state(tiny: Tokenizer) -> None:
     one, other = Detokenizer(tiny), Detokenizer(tiny)
     one.push([0xE4])
     assert other.push([104]) == "h"
+
+
+def test_control_tokens_are_shown_to_whoever_looks_for_them(tiny: Tokenizer) -> None:
+    user, assistant = tiny.special_ids["<|user|>"], tiny.special_ids["<|assistant|>"]
+    detokenizer = Detokenizer(tiny, shown={assistant: b"<|assistant|>"})
+    assert detokenizer.push([256, user, assistant, 256]) == "hi<|assistant|>hi"
+    assert detokenizer.push([256, user]) == "hi"

@@ -1,0 +1,38 @@
+"""Where grammars are looked over before an engine hears of them, on a thread that tokenises nothing.
+
+Knows how long somebody may wait. What is wrong with a grammar is its sentence; the field at fault is added here.
+"""
+
+import asyncio
+from collections.abc import Collection
+
+from glm_cluster.errors import InvalidRequest, Overloaded
+from glm_cluster.records import Grammar
+from glm_cluster.text.grammar.vocabulary import Vocabulary
+from glm_cluster.text.grammar.workshop import Workshop
+
+PATIENCE_S = 10.0  # one takes a second at worst
+
+
+class GrammarDesk:
+    """Compiles each for a vocabulary of bytes, which is quick and shows every fault. `close()` ends its thread."""
+
+    def __init__(self, control_tokens: Collection[str], *, patience_s: float = PATIENCE_S) -> None:
+        self._workshop = Workshop(lambda: Vocabulary.of_bytes(control_tokens))
+        self._patience_s = patience_s
+
+    async def check(self, grammar: Grammar, param: str) -> None:
+        """Raise InvalidRequest that names `param` if no engine could follow the grammar."""
+        compiled = asyncio.wrap_future(self._workshop.compile(grammar))
+        done, _ = await asyncio.wait([compiled], timeout=self._patience_s)
+        if not done:
+            raise Overloaded("too many structured outputs are being prepared here; try again later", param=param)
+        error = compiled.exception()
+        if isinstance(error, InvalidRequest):
+            raise InvalidRequest(f"{param}: {error.message}", param=param)
+        if error is not None:
+            raise error
+
+    def close(self) -> None:
+        """End the thread once it has finished what it is doing."""
+        self._workshop.close()

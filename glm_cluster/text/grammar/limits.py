@@ -1,0 +1,72 @@
+"""How much a grammar may ask for. Knows sizes; refuses to know what a grammar means.
+
+What these let through, the library bounds in its own units: fuel for a regex, states of a lexer, items of a parser.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from glm_cluster.errors import InvalidRequest
+
+SOURCE_BYTES = 64 << 10
+REGEX_BYTES = 4 << 10
+SCHEMA_DEPTH = 64
+SCHEMA_NODES = 8192
+CHOICES = 1024
+
+
+def check_source(source: str) -> None:
+    """Refuse a source that is too long, whatever its kind."""
+    if len(source) > SOURCE_BYTES or len(source.encode("utf-8", "replace")) > SOURCE_BYTES:
+        raise InvalidRequest(f"it has more than {SOURCE_BYTES} bytes; make it shorter")
+
+
+def check_regex(regex: str) -> None:
+    """Refuse a regex that is too long, on its own or as a schema's `pattern`."""
+    if len(regex.encode("utf-8", "replace")) > REGEX_BYTES:
+        raise InvalidRequest(f"a regex has more than {REGEX_BYTES} bytes; make it shorter")
+
+
+def read_json(source: str) -> Any:
+    """The value that `source` spells, or refuse it: too long, too deep, too many values, or no JSON."""
+    check_source(source)
+    if _depth(source) > SCHEMA_DEPTH:
+        raise InvalidRequest(f"it is nested more than {SCHEMA_DEPTH} deep; make it flatter")
+    try:
+        value = json.loads(source, parse_constant=_no_number)
+    except ValueError as error:
+        raise InvalidRequest(f"it is not JSON ({error})") from error
+    if sum(1 for _ in nodes(value)) > SCHEMA_NODES:
+        raise InvalidRequest(f"it has more than {SCHEMA_NODES} values; make it smaller")
+    return value
+
+
+def nodes(value: Any) -> Iterator[Any]:
+    """The value and every value within it."""
+    yield value
+    within = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for one in within:
+        yield from nodes(one)
+
+
+def _depth(source: str) -> int:
+    """How deep brackets nest outside strings; no parser is asked, which would recurse."""
+    depth = deepest = 0
+    in_string = escaped = False
+    for character in source:
+        if in_string:
+            in_string = escaped or character != '"'
+            escaped = character == "\\" and not escaped
+        elif character == '"':
+            in_string = True
+        elif character in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in "]}":
+            depth -= 1
+    return deepest
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")

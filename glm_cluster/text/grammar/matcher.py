@@ -1,0 +1,78 @@
+"""Which tokens may follow an output, so that all of it matches a grammar.
+
+Knows the library's matcher. What it says is a function of the grammar and of the output's ids, however they came.
+"""
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import llguidance
+import numpy as np
+from numpy.typing import NDArray
+
+from glm_cluster.errors import InternalError, InvalidRequest
+from glm_cluster.records import Grammar
+from glm_cluster.text.grammar.source import library_source
+from glm_cluster.text.grammar.vocabulary import Vocabulary
+
+Mask: TypeAlias = NDArray[np.int32]
+"""A bit for each id: bit v % 32 of word v // 32 says whether v may come."""
+
+# Units of the library. A lexer state takes 1 to 2 kB, and a matcher has its own.
+_LIMITS = llguidance.LLParserLimits(
+    max_items_in_row=8_000,
+    initial_lexer_fuel=1_000_000,
+    step_lexer_fuel=400_000,
+    step_max_items=100_000,
+    max_lexer_states=20_000,
+    max_grammar_size=100_000,
+    verbose_errors=False,
+)
+
+
+class Matcher:
+    """One output on its way through a grammar. Not for two threads at once."""
+
+    def __init__(self, state: llguidance.LLMatcher, num_words: int) -> None:
+        self._state = state
+        self._num_words = num_words
+        self._num_tokens = 0
+
+    @classmethod
+    def compile(cls, grammar: Grammar, vocabulary: Vocabulary) -> "Matcher":
+        """At the start of an output; InvalidRequest if the grammar is none, is too complex, or matches nothing."""
+        state = llguidance.LLMatcher(vocabulary.library, library_source(grammar), log_level=0, limits=_LIMITS)
+        if state.is_error():
+            raise InvalidRequest(_sentence(state.get_error()))
+        matcher = cls(state, vocabulary.num_words)
+        try:
+            matcher.fork().allowed(())  # what goes wrong at once goes wrong here
+        except InternalError as error:
+            raise InvalidRequest(f"nothing can match it, or it is too complex ({error.message})") from error
+        return matcher
+
+    def fork(self) -> "Matcher":
+        """Another one at the same place."""
+        twin = Matcher(self._state.deep_copy(), self._num_words)
+        twin._num_tokens = self._num_tokens
+        return twin
+
+    def allowed(self, output: Sequence[int]) -> Mask:
+        """What may follow `output`, which begins with that of the call before. Complete: the stop tokens are allowed.
+
+        InternalError if the output does not match, or the grammar turns out too complex here.
+        """
+        new, self._num_tokens = list(output[self._num_tokens :]), len(output)
+        if new and not self._state.consume_tokens(new):
+            raise InternalError(f"the output left its grammar: {_sentence(self._state.get_error())}")
+        mask = np.zeros(self._num_words, dtype=np.int32)
+        bits = np.frombuffer(self._state.compute_bitmask(), dtype=np.int32)
+        if self._state.is_error() or not bits.any():
+            raise InternalError(f"the grammar cannot be followed further: {_sentence(self._state.get_error())}")
+        mask[: len(bits)] = bits[: self._num_words]
+        return mask
+
+
+def _sentence(error: str) -> str:
+    """The library's words, short of the state that it adds."""
+    return " ".join(error.partition("<non-verbose/>")[0].partition("<backtrace>")[0].split())[:300]

@@ -1,0 +1,104 @@
+"""A grammar in the words of the library that follows it.
+
+Knows the library's formats. Refuses to know tokens, and to guess: what the library would leave out is refused.
+
+JSON is written one way, as Python writes it (`{"a": 1, "b": [2]}`): a model that may choose its white space may also
+never stop writing it.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+import llguidance
+
+from glm_cluster.errors import InvalidRequest
+from glm_cluster.records import Grammar
+from glm_cluster.text.grammar import limits
+
+_Part: TypeAlias = dict[str, Any]
+"""One grammar of a list, in the library's form."""
+
+_LINE = r'start: "\n" @body'
+_LAYOUT = {
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "whitespace_flexible": False,
+    "coerce_one_of": False,  # `anyOf` would let through what `oneOf` does not
+    "lenient": False,  # a keyword that cannot be enforced is refused
+}
+_OPTIONS = "x-guidance"  # the library's own keyword, by which a schema would change the layout
+_ASCII = "d"  # `\d` is 0-9 to whoever reads the answer; `\w` has letters of every script
+_LITERAL = ("const", "enum", "default", "examples")  # keywords whose values are no schemas
+
+
+def library_source(grammar: Grammar) -> str:
+    """What the library compiles; InvalidRequest, without a field's name, if the source is none of its kind."""
+    body = _READERS[grammar.kind](grammar.source)
+    parts = [{"name": "line", "lark_grammar": _LINE}, {"name": "body", **body}] if grammar.opens_line else [body]
+    return json.dumps({"grammars": parts})
+
+
+def _json(source: str) -> _Part:
+    if source:
+        raise InvalidRequest("any JSON object takes no source; give a JSON schema for certain ones")
+    return _of_schema({"type": "object"})
+
+
+def _schema(source: str) -> _Part:
+    schema = limits.read_json(source)
+    if not isinstance(schema, dict):
+        raise InvalidRequest("a JSON schema is an object")
+    for one in _schemas(schema):
+        _check_keywords(one)
+    return _of_schema(schema)
+
+
+def _of_schema(schema: dict[str, Any]) -> _Part:
+    return {"json_schema": {**schema, _OPTIONS: _LAYOUT}}
+
+
+def _check_keywords(schema: dict[str, Any]) -> None:
+    if _OPTIONS in schema:
+        raise InvalidRequest(f"the keyword {_OPTIONS!r} is not supported; leave it out")
+    if isinstance(pattern := schema.get("pattern"), str):
+        limits.check_regex(pattern)
+    for pattern in schema.get("patternProperties") or ():
+        limits.check_regex(pattern)
+    if schema.get("uniqueItems") is False:
+        del schema["uniqueItems"]  # it asks for nothing, and the library knows no uniqueItems
+
+
+def _schemas(value: Any) -> Iterator[dict[str, Any]]:
+    """Every object where a schema may stand, names of properties taken for keywords at worst."""
+    if isinstance(value, dict):
+        yield value
+        for key, one in list(value.items()):
+            if key not in _LITERAL:
+                yield from _schemas(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _schemas(one)
+
+
+def _regex(source: str) -> _Part:
+    limits.check_regex(source)
+    return {"lark_grammar": f"start: /{llguidance.regex_to_lark(source, _ASCII)}/\n"}
+
+
+def _choice(source: str) -> _Part:
+    choices = limits.read_json(source)
+    if not isinstance(choices, list) or not choices or not all(isinstance(one, str) for one in choices):
+        raise InvalidRequest("choices are a list of strings, at least one")
+    if len(choices) > limits.CHOICES:
+        raise InvalidRequest(f"there are more than {limits.CHOICES} choices; give fewer")
+    literals = (json.dumps(one, ensure_ascii=False) for one in dict.fromkeys(choices))
+    return {"lark_grammar": f"start: {' | '.join(literals)}\n"}
+
+
+def _lark(source: str) -> _Part:
+    limits.check_source(source)
+    return {"lark_grammar": source}
+
+
+_READERS = {"json": _json, "json_schema": _schema, "regex": _regex, "choice": _choice, "lark": _lark}

@@ -1,0 +1,92 @@
+"""Compiles grammars on a thread of its own and keeps those used last.
+
+Knows futures. Refuses to know who waits: an event loop awaits them, an engine looks whether they are done.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from glm_cluster.errors import GlmError, InternalError
+from glm_cluster.records import Grammar
+from glm_cluster.text.grammar.matcher import Mask, Matcher
+from glm_cluster.text.grammar.vocabulary import Vocabulary
+
+KEPT = 64  # grammars
+
+
+class Workshop:
+    """One thread, one vocabulary, made there too: for a large one that takes seconds."""
+
+    def __init__(self, open_vocabulary: Callable[[], Vocabulary]) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar")
+        self._vocabulary = self._thread.submit(open_vocabulary)
+        self._kept: OrderedDict[Grammar, Future[Matcher]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def compile(self, grammar: Grammar) -> Future[Matcher]:
+        """The matcher at the start of an output, to be forked; or the InvalidRequest that the grammar is."""
+        with self._lock:
+            if (found := self._kept.get(grammar)) is None or found.cancelled():
+                found = self._kept[grammar] = self._thread.submit(self._compile, grammar)
+            self._kept.move_to_end(grammar)
+            while len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+            return found
+
+    def follow(self, grammar: Grammar) -> "Following":
+        """The constraint of one output; at once, whether or not the grammar is compiled."""
+        return Following(self.compile(grammar))
+
+    def close(self) -> None:
+        """End the thread once it has finished what it is doing."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _compile(self, grammar: Grammar) -> Matcher:
+        return Matcher.compile(grammar, self._vocabulary.result())
+
+
+class Following:
+    """One output's constraint: not ready while its grammar is compiled, and useless from its first error on."""
+
+    def __init__(self, compiled: "Future[Matcher]") -> None:
+        self._compiled = compiled
+        self._matcher: Matcher | None = None
+        self.error: GlmError | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `allowed` may be asked, or `error` is set."""
+        if not self._compiled.done():
+            return False
+        if self._matcher is None and self.error is None:
+            self._begin()
+        return True
+
+    def wait(self, timeout_s: float) -> None:
+        """Until it is ready, but not longer than that."""
+        try:
+            self._compiled.exception(timeout_s)
+        except TimeoutError:
+            return
+
+    def allowed(self, output: Sequence[int]) -> Mask | None:
+        """A bit for each id that may follow; None, and `error` says why, where the grammar leads no further."""
+        if not self.is_ready or self._matcher is None:
+            return None
+        try:
+            return self._matcher.allowed(output)
+        except GlmError as error:
+            self.error = error
+            self._matcher = None
+            return None
+
+    def _begin(self) -> None:
+        error = self._compiled.exception()
+        if error is None:
+            self._matcher = self._compiled.result().fork()
+        elif isinstance(error, GlmError):
+            self.error = error
+        else:
+            self.error = InternalError(f"the grammar could not be compiled: {error!r}")

@@ -1,0 +1,122 @@
+"""What a model may write when it must call tools, as a grammar: a call made under it always parses.
+
+Knows how each family writes calls, and the dialect of Lark that the engine's grammars are in. Refuses to know how a
+grammar is applied. The output ends where the grammar is satisfied and a stop token follows.
+"""
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from glm_cluster.errors import InvalidRequest
+from glm_cluster.records import Grammar
+from glm_cluster.text.tools import glm4, glm45
+from glm_cluster.text.tools.arguments import types_of_schema
+from glm_cluster.text.tools.output import Family
+from glm_cluster.text.tools.tool import Tool
+
+_ANYTHING = "/(?s:.+)/"
+_BODIES = {  # of GLM-4's All Tools
+    "python": _ANYTHING,
+    "simple_browser": (
+        r'/(search\("[^"\n]+"(, ?recency_days=[0-9]+)?\)|mclick\(\[[0-9]+(, ?[0-9]+)*\]\)|open_url\("[^"\n]+"\))/'
+    ),
+    "cogview": _ANYTHING,
+}
+_ONE_WAY = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # as models write JSON
+_STRICT = {"lenient": False, "coerce_one_of": False}  # refuse what cannot be enforced
+_LENIENT = {"lenient": True, "coerce_one_of": True}
+
+_MAY_ADD = {"$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas", "patternProperties"}  # more properties
+
+
+def forced_calls(tools: Sequence[Tool], family: Family, specials: Collection[str], *, parallel: bool) -> Grammar:
+    """The grammar of an output that is one call of one of the tools, or of several where `parallel`.
+
+    Where the calls of a family have a control token between them (GLM-4), there can be several only if there is one.
+    """
+    if not tools:
+        raise InvalidRequest("tool_choice: there are no tools to choose from; give some", param="tool_choice")
+    if family == "glm4":
+        between = glm4.TURN if glm4.TURN in specials else None
+        rules = [_glm4_rules(index, tool) for index, tool in enumerate(tools)]
+    else:
+        line_break = "\n" if family == "glm45" else ""
+        between = _quoted(line_break) if line_break else ""  # a literal may not be empty
+        rules = [[*_Tagged(index, tool, line_break, specials).rules()] for index, tool in enumerate(tools)]
+    start = f"start: call ({between} call)*" if parallel and between is not None else "start: call"
+    call = "call: " + " | ".join(f"call_{index}" for index in range(len(tools)))
+    return Grammar("lark", "\n".join((start, call, *(line for lines in rules for line in lines), "")))
+
+
+def _glm4_rules(index: int, tool: Tool) -> list[str]:
+    body = _BODIES[tool.name] if tool.built_in else _json(_call_schema(tool), tool, None)
+    return [f"call_{index}: {_quoted(tool.name + chr(10))} body_{index}", f"body_{index}: {body}"]
+
+
+class _Tagged:
+    """The rules of one tool's calls between tags. A tag that is a token is named, as it matches no text."""
+
+    def __init__(self, index: int, tool: Tool, line_break: str, specials: Collection[str]) -> None:
+        self._index = index
+        self._tool = tool
+        self._line_break = line_break
+        self._specials = specials
+
+    def rules(self) -> Iterator[str]:
+        """Each argument in the schema's order, those that are not required optional."""
+        schema = _call_schema(self._tool)
+        properties: Mapping[str, Any] = schema.get("properties") or {}
+        required = schema.get("required") or ()
+        ids = [f"{self._index}_{place}" for place in range(len(properties))]
+        arguments = [
+            f"argument_{id}{'' if name in required else '?'}" for id, name in zip(ids, properties, strict=True)
+        ]
+        opening, closing = self._sequence(glm45.OPEN, self._tool.name + self._line_break), self._sequence(glm45.CLOSE)
+        yield " ".join((f"call_{self._index}:", opening, *arguments, closing))
+        for id, (name, value) in zip(ids, properties.items(), strict=True):
+            before = self._sequence("<arg_key>", name, "</arg_key>", self._line_break, "<arg_value>")
+            yield f"argument_{id}: {before} value_{id} {self._sequence(self._line_break)}"
+            yield from self._value(f"value_{id}", value, schema.get("$defs"))
+
+    def _value(self, rule: str, schema: Any, definitions: Any) -> Iterator[str]:
+        """A value and its closing tag. A string is written as it is, so that its tag alone ends it."""
+        closing = self._sequence("</arg_value>")
+        if types_of_schema(schema) != {"string"}:
+            yield f"{rule}: {rule}_json {closing}"
+            yield f"{rule}_json: {_json(schema, self._tool, definitions)}"
+        elif isinstance(schema, Mapping) and (values := schema.get("enum")):
+            yield f"{rule}: ({' | '.join(map(_quoted, values))}) {closing}"
+        elif "</arg_value>" in self._specials:
+            yield f"{rule}: /(?s:.*)/ {closing}"
+        else:
+            yield f'{rule}[suffix="</arg_value>"]: /(?s:.*)/'
+
+    def _sequence(self, *parts: str) -> str:
+        return " ".join(part if part in self._specials else _quoted(part) for part in parts if part)
+
+
+def _call_schema(tool: Tool) -> dict[str, Any]:
+    """The schema of a tool's arguments. A call names no argument that the schema does not."""
+    schema = dict(tool.schema)
+    if not tool.parameters and not tool.built_in:
+        schema["properties"] = {}
+    if "properties" in schema and schema.keys().isdisjoint(_MAY_ADD):
+        schema.setdefault("additionalProperties", False)
+    return schema
+
+
+def _json(schema: Any, tool: Tool, definitions: Any) -> str:
+    """What spells a value of a schema."""
+    spelled = dict(schema) if isinstance(schema, Mapping) else {}
+    if definitions is not None:
+        spelled["$defs"] = definitions
+    options = _ONE_WAY | (_STRICT if tool.strict else _LENIENT)
+    return f"%json {json.dumps({**spelled, 'x-guidance': options})}"
+
+
+def _quoted(text: str) -> str:
+    """A literal of the grammar, which has no way to write a control character."""
+    if any(ord(char) < ord(" ") and char not in "\n\r\t" for char in text):
+        raise InvalidRequest(f"tools: {text!r} has a control character in it; leave it out", param="tools")
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,171 @@
+"""What a grammar lets come, token by token, on a vocabulary of bytes and one merge."""
+
+import json
+import random
+import re
+from collections.abc import Sequence
+
+import jsonschema
+import numpy as np
+import pytest
+from support.tiny_text import tokenizer_json
+
+from glm_cluster.errors import InternalError, InvalidRequest
+from glm_cluster.records import Grammar
+from glm_cluster.text.grammar.matcher import Mask, Matcher
+from glm_cluster.text.grammar.vocabulary import Vocabulary
+from glm_cluster.text.tokenizer import Tokenizer
+
+STOPS = (257, 260)
+ASSISTANT = 258
+TOKENIZER = Tokenizer(tokenizer_json())
+VOCABULARY = Vocabulary.of(TOKENIZER, stop_ids=STOPS, vocab_size=300)
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 6},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},
+        "tags": {"type": "array", "items": {"enum": ["hi", "hip", "日本"]}, "maxItems": 3},
+    },
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+GRAMMARS = {
+    "json_schema": Grammar("json_schema", json.dumps(PERSON)),
+    "on the next line": Grammar("json_schema", json.dumps(PERSON), opens_line=True),
+    "regex": Grammar("regex", "[a-c]{2,4}\n(hi|\\d{3}|/\\w)"),
+    "choice": Grammar("choice", json.dumps(["hi", "high", "日本 語", 'say "hi"\n', "a\\b", "(x|y)*"])),
+    "lark": Grammar("lark", 'start: "(" start? ")" | NAME\nNAME: /h[ij]{1,3}/\n'),
+    "lark with a schema": Grammar("lark", f'start: "call\\n" %json {json.dumps(PERSON)}\n'),
+    "lark with a control token": Grammar("lark", 'start: "a" <|assistant|> "b"{1,2}\n'),
+}
+
+
+def ids_of(mask: Mask) -> list[int]:
+    return [int(id) for id in np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))]
+
+
+def walk(start: Matcher, seed: int, most: int = 200) -> list[int]:
+    """A random output, up to and with its stop token."""
+    rng, matcher, output = random.Random(seed), start.fork(), []
+    while not output or output[-1] not in STOPS:
+        assert len(output) < most
+        output.append(rng.choice(ids_of(matcher.allowed(output))))
+    return output
+
+
+def text_of(output: Sequence[int]) -> str:
+    assert output[-1] in STOPS
+    return TOKENIZER.decode(output[:-1])
+
+
+@pytest.fixture(scope="module", params=GRAMMARS)
+def grammar(request: pytest.FixtureRequest) -> Grammar:
+    return GRAMMARS[request.param]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_output_can_be_taken_up_anywhere(grammar: Grammar, seed: int) -> None:
+    """The mask after a replay of any beginning is the mask that came when the tokens came one by one."""
+    start = Matcher.compile(grammar, VOCABULARY)
+    output, stepwise = walk(start, seed), start.fork()
+    for length in range(len(output)):
+        mask = stepwise.allowed(output[:length])
+        np.testing.assert_array_equal(Matcher.compile(grammar, VOCABULARY).allowed(output[:length]), mask)
+        np.testing.assert_array_equal(start.fork().allowed(output[:length]), mask)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("name", ["json_schema", "on the next line"])
+def test_a_schema_is_kept(name: str, seed: int) -> None:
+    text = text_of(walk(Matcher.compile(GRAMMARS[name], VOCABULARY), seed))
+    assert text.startswith("\n") is GRAMMARS[name].opens_line
+    jsonschema.validate(json.loads(text), PERSON)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_other_kinds_are_kept(seed: int) -> None:
+    texts = {
+        name: text_of(walk(Matcher.compile(GRAMMARS[name], VOCABULARY), seed)) for name in ("regex", "choice", "lark")
+    }
+    assert re.fullmatch(r"[a-c]{2,4}\n(hi|[0-9]{3}|/.)", texts["regex"])
+    assert texts["choice"] in json.loads(GRAMMARS["choice"].source)
+    assert re.fullmatch(r"(\(*)(h[ij]{1,3})?(\)*)", texts["lark"])
+    assert texts["lark"].count("(") == texts["lark"].count(")")
+
+
+def test_every_choice_can_come() -> None:
+    choices = json.loads(GRAMMARS["choice"].source)
+    for choice in choices:
+        (ids,) = TOKENIZER.encode_batch([choice])
+        mask = Matcher.compile(GRAMMARS["choice"], VOCABULARY).allowed(ids)
+        assert set(STOPS) <= set(ids_of(mask))
+
+
+def test_an_object_of_any_kind_nests() -> None:
+    text = '{"a": [1, {"b": "hi"}], "c": {}}'
+    (ids,) = TOKENIZER.encode_batch([text])
+    assert ids_of(Matcher.compile(Grammar("json", ""), VOCABULARY).allowed(ids)) == [*STOPS]
+    assert ids_of(Matcher.compile(Grammar("json", ""), VOCABULARY).allowed(())) == [ord("{")]
+
+
+def test_only_a_stop_token_follows_what_is_complete() -> None:
+    (ids,) = TOKENIZER.encode_batch(["ab"])
+    assert ids_of(Matcher.compile(Grammar("regex", "ab"), VOCABULARY).allowed(ids)) == [*STOPS]
+
+
+def test_a_control_token_comes_only_where_a_grammar_names_it() -> None:
+    output = walk(Matcher.compile(GRAMMARS["lark with a control token"], VOCABULARY), 0)
+    assert output[:2] == [ord("a"), ASSISTANT]
+    anything = ids_of(Matcher.compile(Grammar("regex", "(?s).*"), VOCABULARY).allowed(()))
+    assert {257, 258, 259, 260} & set(anything) == set(STOPS)
+
+
+def test_ids_without_a_token_never_come() -> None:
+    mask = Matcher.compile(Grammar("regex", "(?s).*"), VOCABULARY).allowed(())
+    assert len(mask) == 10
+    assert max(ids_of(mask)) < TOKENIZER.vocab_size
+
+
+def test_an_output_beside_the_grammar_is_an_error() -> None:
+    matcher = Matcher.compile(Grammar("regex", "ab"), VOCABULARY)
+    with pytest.raises(InternalError, match="left its grammar"):
+        matcher.allowed([ord("b")])
+
+
+@pytest.mark.parametrize(
+    ("grammar", "message"),
+    [
+        (Grammar("json_schema", "{"), "not JSON"),
+        (Grammar("json_schema", "[]"), "is an object"),
+        (Grammar("json_schema", '{"minimum": NaN}'), "not JSON"),
+        (Grammar("json_schema", '{"type": "strin"}'), "strin"),
+        (Grammar("json_schema", '{"not": {}}'), "Unimplemented keys.*not"),
+        (Grammar("json_schema", '{"uniqueItems": true}'), "Unimplemented keys.*uniqueItems"),
+        (Grammar("json_schema", '{"properties": {"a": {"if": {}, "then": {}}}}'), "Unimplemented keys"),
+        (Grammar("json_schema", '{"x-guidance": {"whitespace_flexible": true}}'), "x-guidance"),
+        (Grammar("json_schema", '{"$ref": "https://example.com/schema"}'), "example.com"),
+        (Grammar("json_schema", '{"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}'), "nothing can match"),
+        (Grammar("json_schema", '{"type": "object", "required": ["a"], "additionalProperties": false}'), "required"),
+        (Grammar("json", "{}"), "no source"),
+        (Grammar("choice", "[]"), "at least one"),
+        (Grammar("choice", '["a", 1]'), "strings"),
+        (Grammar("regex", "("), "regex"),
+        (Grammar("regex", "a(?=b)"), "look-around"),
+        (Grammar("lark", "start: nothing"), "nothing"),
+        (Grammar("lark", "start: <|nobody|>"), "nobody"),
+        (Grammar("lark", "start: start"), "nothing can match"),
+    ],
+    ids=lambda value: value.source if isinstance(value, Grammar) else "",
+)
+def test_what_is_no_grammar_is_refused(grammar: Grammar, message: str) -> None:
+    small = Vocabulary.of_bytes(TOKENIZER.special_ids)
+    for vocabulary in (VOCABULARY, small):
+        with pytest.raises(InvalidRequest, match=message):
+            Matcher.compile(grammar, vocabulary)
+
+
+def test_unique_items_that_need_not_be_are_no_constraint() -> None:
+    grammar = Grammar("json_schema", '{"type": "array", "uniqueItems": false, "items": {"const": 1}}')
+    (ids,) = TOKENIZER.encode_batch(["[1, 1]"])
+    assert ids_of(Matcher.compile(grammar, VOCABULARY).allowed(ids)) == [*STOPS]

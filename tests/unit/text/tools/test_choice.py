@@ -1,0 +1,177 @@
+"""Whatever a grammar of calls allows is read as a call."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glm_cluster.errors import InvalidRequest
+from glm_cluster.text.tokenizer import Plain, Segment, Special
+from glm_cluster.text.tools.choice import forced_calls
+from glm_cluster.text.tools.output import Family, OutputReader, call_reader, parse
+from glm_cluster.text.tools.prompt import thinking_at_end, with_thinking_closed
+from glm_cluster.text.tools.tool import Tool
+
+llguidance = pytest.importorskip("llguidance")
+
+WEATHER: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string"},
+        "days": {"$ref": "#/$defs/days"},
+        "unit": {"type": "string", "enum": ["°C", '"F"']},
+        "late": {"type": ["boolean", "null"]},
+    },
+    "required": ["city"],
+    "$defs": {"days": {"type": "integer", "minimum": 1, "maximum": 9}},
+}
+TOOLS = (
+    Tool(name="get_weather", parameters=WEATHER),
+    Tool(name="now"),
+    Tool(name="python", built_in=True),
+    Tool(name="simple_browser", built_in=True),
+)
+FUNCTIONS = TOOLS[:2]
+TURN = 151337
+
+
+@pytest.fixture(scope="module")
+def library(glm4_directory: Path) -> Any:
+    source = (glm4_directory / "tokenizer.json").read_text(encoding="utf-8")
+    return llguidance.LLTokenizer(source, eos_token=151338)
+
+
+def allows(library: Any, grammar: str, *parts: str | int) -> bool:
+    """Whether all of the output is allowed and it may end there."""
+    matcher = llguidance.LLMatcher(library, grammar)
+    assert not matcher.get_error()
+    ids = [id for part in parts for id in ([part] if isinstance(part, int) else library.tokenize_str(part))]
+    return matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
+
+
+@pytest.mark.parametrize(
+    ("output", "allowed"),
+    [
+        (['get_weather\n{"city": "北京", "days": 2}'], True),
+        (['get_weather\n{"city": "", "unit": "\\"F\\"", "late": null}'], True),
+        (["now\n{}"], True),
+        (["python\nprint(1)\n"], True),
+        (['simple_browser\nsearch("a b", recency_days=3)'], True),
+        (["simple_browser\nmclick([1, 2, 3])"], True),
+        (['simple_browser\nopen_url("http://a")'], True),
+        (["now\n{}", TURN, 'get_weather\n{"city": "x"}', TURN, "now\n{}"], True),
+        (["simple_browser\nrm -rf"], False),
+        (["get_weather\n{}"], False),
+        (['get_weather\n{"city": "x", "days": 10}'], False),
+        (['get_weather\n{"city": "x", "more": 1}'], False),
+        (['get_weather\n{"city": "x"'], False),
+        (['now\n{"a": 1}'], False),
+        (["Hello"], False),
+        (["other\n{}"], False),
+    ],
+)
+def test_calls_of_glm4(library: Any, output: list[str | int], allowed: bool) -> None:
+    grammar = forced_calls(TOOLS, "glm4", ["<|assistant|>"], parallel=True)
+    assert grammar.kind == "lark"
+    assert allows(library, grammar.source, *output) == allowed
+    if allowed:
+        text = "".join("<|assistant|>" if isinstance(part, int) else part for part in output)
+        parsed = parse(OutputReader(calls=call_reader("glm4", TOOLS, certain=True)), text)
+        assert len(parsed.calls) == len([part for part in output if part != TURN])
+        assert parsed.content is None
+        assert all(isinstance(json.loads(call.arguments), dict) for call in parsed.calls)
+
+
+@pytest.mark.parametrize("specials", [["<|assistant|>"], []])
+def test_one_call_where_there_may_be_one(library: Any, specials: list[str]) -> None:
+    grammar = forced_calls(TOOLS, "glm4", specials, parallel=not specials).source
+    assert allows(library, grammar, "now\n{}")
+    assert not allows(library, grammar, "now\n{}", TURN, "now\n{}")
+
+
+def tagged(family: Family, name: str, **arguments: str) -> str:
+    end = "\n" if family == "glm45" else ""
+    pairs = (f"<arg_key>{key}</arg_key>{end}<arg_value>{value}</arg_value>{end}" for key, value in arguments.items())
+    return f"<tool_call>{name}{end}{''.join(pairs)}</tool_call>"
+
+
+@pytest.mark.parametrize("family", ["glm45", "glm47"])
+def test_calls_between_tags(library: Any, family: Family) -> None:
+    grammar = forced_calls(FUNCTIONS, family, (), parallel=True).source
+    full = tagged(family, "get_weather", city="a <b> </c\n", days="2", unit='"F"', late="null")
+    both = full + ("\n" if family == "glm45" else "") + tagged(family, "now")
+    assert allows(library, grammar, full)
+    assert allows(library, grammar, both)
+    assert allows(library, grammar, tagged(family, "get_weather", city="", late="true"))
+    parsed = parse(OutputReader(calls=call_reader(family, FUNCTIONS)), both)
+    assert [json.loads(call.arguments) for call in parsed.calls] == [
+        {"city": "a <b> </c\n", "days": 2, "unit": '"F"', "late": None},
+        {},
+    ]
+
+
+TAGS = ("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
+
+
+@pytest.mark.parametrize("family", ["glm45", "glm47"])
+def test_tags_that_are_tokens(glm4_content: dict[str, Any], family: Family) -> None:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added = [{"id": 151343 + index, "content": tag, **flags} for index, tag in enumerate(TAGS)]
+    content = {**glm4_content, "added_tokens": [*glm4_content["added_tokens"], *added]}
+    library = llguidance.LLTokenizer(json.dumps(content), eos_token=151338)
+    grammar = forced_calls(FUNCTIONS, family, TAGS, parallel=True).source
+    text = tagged(family, "get_weather", city="a <b> \n", days="2", unit="°C", late="null")
+    parts = [part for part in re.split("(" + "|".join(TAGS) + ")", text) if part]
+    ids = [151343 + TAGS.index(part) if part in TAGS else part for part in parts]
+    assert allows(library, grammar, *ids)
+    assert not allows(library, grammar, *ids[:-1])
+
+
+@pytest.mark.parametrize("family", ["glm45", "glm47"])
+def test_calls_between_tags_that_are_refused(library: Any, family: Family) -> None:
+    grammar = forced_calls(FUNCTIONS, family, (), parallel=False).source
+    assert not allows(library, grammar, tagged(family, "get_weather", days="2"))
+    assert not allows(library, grammar, tagged(family, "get_weather", city="a", days="two"))
+    assert not allows(library, grammar, tagged(family, "get_weather", city="a", more="x"))
+    assert not allows(library, grammar, tagged(family, "other"))
+    assert not allows(library, grammar, tagged(family, "now") * 2)
+    assert not allows(library, grammar, tagged(family, "now")[:-1])
+
+
+def test_odd_names_are_spelled_or_refused(library: Any) -> None:
+    odd = Tool(name="f", parameters={"properties": {'a"\\ é': {"type": "string"}}, "required": ['a"\\ é']})
+    grammar = forced_calls([odd], "glm47", (), parallel=False).source
+    assert allows(library, grammar, '<tool_call>f<arg_key>a"\\ é</arg_key><arg_value>x</arg_value></tool_call>')
+    with pytest.raises(InvalidRequest, match="control character"):
+        forced_calls([Tool(name="f", parameters={"properties": {"\x01": {}}})], "glm47", (), parallel=False)
+    with pytest.raises(InvalidRequest, match="no tools"):
+        forced_calls([], "glm4", (), parallel=False)
+
+
+IDS = {"<|assistant|>": 1, "<think>": 2, "</think>": 3}
+ROLE, OPEN, CLOSE, LINE = Special(1), Special(2), Special(3), Plain("\n")
+
+
+@pytest.mark.parametrize(
+    ("family", "prompt", "state", "added"),
+    [
+        ("glm45", [ROLE], "before", [LINE, OPEN, CLOSE, LINE]),
+        ("glm45", [ROLE, LINE, OPEN, CLOSE], "after", [LINE]),
+        ("glm47", [ROLE, OPEN], "inside", [CLOSE]),
+        ("glm47", [ROLE, CLOSE], "after", []),
+        ("glm4", [ROLE, LINE, OPEN], "inside", [CLOSE, LINE]),
+        ("glm4", [Plain("<think>"), ROLE], "before", [LINE, OPEN, CLOSE, LINE]),
+    ],
+)
+def test_thinking_is_closed(family: Family, prompt: list[Segment], state: str, added: list[Segment]) -> None:
+    assert thinking_at_end(prompt, IDS) == state
+    assert with_thinking_closed(prompt, IDS, family) == (*prompt, *added)
+
+
+def test_tags_that_are_no_tokens() -> None:
+    prompt = [ROLE, Plain("\n<think>\n")]
+    assert thinking_at_end(prompt, {"<|assistant|>": 1}) == "inside"
+    assert with_thinking_closed(prompt, {"<|assistant|>": 1}, "glm4") == (*prompt, Plain("</think>"), LINE)
+    assert with_thinking_closed([ROLE], {"<|assistant|>": 1}, "glm4") == (ROLE,)
