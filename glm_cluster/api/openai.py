@@ -28,8 +28,7 @@ from glm_cluster.api.fields import (
     Variables,
 )
 from glm_cluster.api.schema import Body, Count, FewIds, FirstFault, Schema, at_most
-
-MAX_CHOICES = 256  # of one request: prompts x n
+from glm_cluster.config import MOST_CHOICES
 
 
 class Message(Schema):
@@ -180,8 +179,8 @@ class CompletionRequest(GenerationBody):
 
     @model_validator(mode="after")
     def _choices_are_bounded(self) -> Self:
-        if (num_choices := len(self.prompts) * self.n) > MAX_CHOICES:
+        if (num_choices := len(self.prompts) * self.n) > MOST_CHOICES:
             raise ValueError(
-                f"n: {num_choices} choices (prompts x n) are more than {MAX_CHOICES}; send fewer at a time"
+                f"n: {num_choices} choices (prompts x n) are more than {MOST_CHOICES}; send fewer at a time"
             )
         return self
