@@ -413,3 +413,12 @@ def test_only_requests_of_one_salt_share_a_prefix() -> None:
         scheduler.add(_request(name, 9, max_tokens=1, cache_salt=salt))
         cached.append(_step(scheduler)[1][-1].num_cached_tokens)
     assert cached == [0, 0, 8, 0, 8]
+
+
+def test_prompts_to_encode_are_kept_apart_too() -> None:
+    scheduler = _scheduler()
+    cached = []
+    for name, salt in (("a", None), ("b", "x"), ("c", "x"), ("d", None)):
+        scheduler.add(replace(_encode(name, 9, "last"), cache_salt=salt))
+        cached.append(_step(scheduler)[1][-1].num_cached_tokens)
+    assert cached == [0, 0, 8, 8]
