@@ -5,15 +5,16 @@ out, and how models answer that give numbers instead of text.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TypeVar
 
 from glm_cluster.api.answers import Delta, Usage
 from glm_cluster.api.choices import choice_deltas
 from glm_cluster.api.generations import Prepared, Prompt, generations, stop_ids
-from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest, GenerationBody
+from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest, GenerationBody, Message
 from glm_cluster.api.window import EncodeWindow
 from glm_cluster.errors import ConfigError, InvalidRequest, ModelNotFound
 from glm_cluster.metrics import TOKENS, Meters
@@ -76,11 +77,16 @@ class Service:
         """What is served, in the order of the configuration."""
         return [model.info for model in self._models.values()]
 
-    def model(self, name: str, task: Task) -> ServedModel:
-        """The model of that name; refused if there is none, or if it does something else than `task`."""
+    def named(self, name: str) -> ServedModel:
+        """The model of that name; refused if there is none."""
         if (found := self._models.get(name)) is None:
             served = ", ".join(map(repr, self._models))
             raise ModelNotFound(f"no model {name!r} here; this cluster serves {served}", param="model")
+        return found
+
+    def model(self, name: str, task: Task) -> ServedModel:
+        """The model of that name; refused if there is none, or if it does something else than `task`."""
+        found = self.named(name)
         if found.info.task != task:
             raise InvalidRequest(
                 f"model: {name!r} is served for another task, {found.info.task!r}; ask it by {_WAYS[found.info.task]}",
@@ -96,26 +102,43 @@ class Service:
     async def prepare_chat(self, request_id: str, request: ChatCompletionRequest) -> Prepared:
         """Render and tokenise a conversation; refuse what its model can never answer."""
         model = self.model(request.model, "generate")
+        options = {
+            "add_generation_prompt": request.opens_answer,
+            "continue_final_message": request.continue_final_message,
+        }
+        rendered = await self.rendered(model, request.messages, request.chat_template_kwargs, **options)
+        prompt = Prompt(ids=await model.window.encode(rendered), param="messages")
+        return await _prepared(model, request_id, request, [prompt], skip_newline=model_opens_line(rendered))
+
+    async def rendered(
+        self,
+        model: ServedModel,
+        messages: Sequence[Message],
+        variables: Mapping[str, object] = MappingProxyType({}),
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> tuple[Segment, ...]:
+        """A conversation in the model's chat template, made on another thread if it is long."""
         if (template := model.template) is None:
             raise InvalidRequest(
-                f"model: {request.model!r} has no chat template; use POST /v1/completions (gRPC: Generate)",
+                f"model: {model.info.name!r} has no chat template; send a prompt, as POST /v1/completions takes it "
+                "(gRPC: Generate)",
                 param="model",
             )
-        template.check_variables(request.chat_template_kwargs)
-        messages = [{"role": m.role, "content": m.text} for m in request.messages]
+        template.check_variables(variables)
+        turns = [{"role": message.role, "content": message.text} for message in messages]
 
         def render() -> tuple[Segment, ...]:
             return template.render(
-                messages,
-                add_generation_prompt=request.opens_answer,
-                continue_final_message=request.continue_final_message,
-                variables={**VARIABLES, **request.chat_template_kwargs},
+                turns,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                variables={**VARIABLES, **variables},
             )
 
-        size_bytes = sum(_MESSAGE_BYTES + len(message["content"]) for message in messages)
-        rendered = await model.window.off_loop(render, size_bytes=size_bytes)
-        prompt = Prompt(ids=await model.window.encode(rendered), param="messages")
-        return await _prepared(model, request_id, request, [prompt], skip_newline=model_opens_line(rendered))
+        size_bytes = sum(_MESSAGE_BYTES + len(turn["content"]) for turn in turns)
+        return await model.window.off_loop(render, size_bytes=size_bytes)
 
     async def prepare_completion(self, request_id: str, request: CompletionRequest) -> Prepared:
         """Tokenise prompts unless they are ids already; refuse what their model can never continue."""

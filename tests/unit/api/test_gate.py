@@ -30,8 +30,8 @@ def access(tmp_path: Path, tally) -> Access:
 
 
 @pytest.fixture
-async def app(service, ready, tally, access: Access):
-    return build_http_app(service, ready, tally, access)
+async def app(service, server, tally, access: Access):
+    return build_http_app(service, server, tally, access)
 
 
 @pytest.fixture
@@ -182,8 +182,8 @@ class Context:
 
 
 @pytest.fixture
-async def stub(service, ready, tally, access: Access, served) -> AsyncIterator[glm_pb2_grpc.GlmStub]:
-    async with served(GlmGrpc(service, ready, tally, access)) as channel:
+async def stub(service, server, tally, access: Access, served) -> AsyncIterator[glm_pb2_grpc.GlmStub]:
+    async with served(GlmGrpc(service, server, tally, access)) as channel:
         yield channel
 
 
@@ -201,9 +201,9 @@ async def status(call) -> grpc.StatusCode:
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("metadata", [(), (("authorization", "Bearer wrong"),), (("authorization", "secret"),)])
-async def test_every_method_takes_a_key(name: str, metadata, service, ready, tally, access: Access):
+async def test_every_method_takes_a_key(name: str, metadata, service, server, tally, access: Access):
     context = Context(*metadata)
-    method = getattr(GlmGrpc(service, ready, tally, access), name)
+    method = getattr(GlmGrpc(service, server, tally, access), name)
     request_type = glm_pb2.DESCRIPTOR.services_by_name["Glm"].methods_by_name[name].input_type
     request = getattr(glm_pb2, request_type.name)()
     call = method(request, context)

@@ -122,8 +122,8 @@ def test_what_is_refused_after_that_leaves_one(access: Access, shelf: Shelf):
 
 
 @pytest.fixture
-async def client(service, ready, tally, access: Access) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(build_http_app(service, ready, tally, access))
+async def client(service, server, tally, access: Access) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(build_http_app(service, server, tally, access))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield client
 
