@@ -4,10 +4,12 @@ from dataclasses import asdict, dataclass, field
 from types import SimpleNamespace
 
 import pytest
+from ray import cloudpickle
 from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID
 
 from glm_cluster.deploy import routing
 from glm_cluster.deploy.channel import Submission
+from glm_cluster.deploy.routers import known_loads
 from glm_cluster.deploy.routing import GlmRequestRouter
 from glm_cluster.records import GenerationRequest, ReplicaLoad, SamplingParams
 
@@ -149,5 +151,19 @@ def test_loads_are_those_that_replicas_in_service_reported(router: GlmRequestRou
     load = ReplicaLoad(num_waiting=1, num_running=2, num_free_blocks=3, num_blocks=4, num_drafted=5, num_accepted=6)
     replicas = [Replica("a", {"serving": True, **asdict(load)}), Replica("b", {"serving": False}), Replica("c")]
     monkeypatch.setattr(GlmRequestRouter, "curr_replicas", {r.replica_id: r for r in replicas})
-    assert routing.known_loads(DEPLOYMENT) == [load]
-    assert routing.known_loads(DeploymentID(name="another")) is None
+    assert known_loads(DEPLOYMENT) == [load]
+    assert known_loads(DeploymentID(name="another")) is None
+
+
+def test_a_router_that_serve_copied_by_value_is_known_too():
+    """Serve ships the class so; what stands in its module is copied along, and must be fit to be."""
+    cloudpickle.register_pickle_by_value(routing)
+    try:
+        copied = cloudpickle.loads(cloudpickle.dumps(GlmRequestRouter))
+    finally:
+        cloudpickle.unregister_pickle_by_value(routing)
+    assert copied is not GlmRequestRouter
+    deployment = DeploymentID(name="copied")
+    made = copied(deployment, DeploymentHandleSource.REPLICA, use_replica_queue_len_cache=True)
+    made.initialize_state()
+    assert known_loads(deployment) == []
