@@ -155,15 +155,10 @@ def test_loads_are_those_that_replicas_in_service_reported(router: GlmRequestRou
     assert known_loads(DeploymentID(name="another")) is None
 
 
-def test_a_router_that_serve_copied_by_value_is_known_too():
-    """Serve ships the class so; what stands in its module is copied along, and must be fit to be."""
+def test_serve_can_copy_the_module_by_value():
+    """It ships a router's class so, and all that the class uses of its module along with it."""
     cloudpickle.register_pickle_by_value(routing)
     try:
-        copied = cloudpickle.loads(cloudpickle.dumps(GlmRequestRouter))
+        assert b"known_loads" not in cloudpickle.dumps(GlmRequestRouter)  # the registry stays where it is
     finally:
         cloudpickle.unregister_pickle_by_value(routing)
-    assert copied is not GlmRequestRouter
-    deployment = DeploymentID(name="copied")
-    made = copied(deployment, DeploymentHandleSource.REPLICA, use_replica_queue_len_cache=True)
-    made.initialize_state()
-    assert known_loads(deployment) == []
