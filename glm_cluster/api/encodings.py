@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from glm_cluster.api.account import Account
+from glm_cluster.api.answers import Usage
+from glm_cluster.api.generations import check_ids, check_prompt_limit
 from glm_cluster.api.inputs import ClassifyRequest, ClassifyTokensRequest, EmbeddingRequest, EncodingBody
 from glm_cluster.api.replies import Head
 from glm_cluster.api.scores import Floats, Scores, Verdict, activation_of, rows_of, unit
-from glm_cluster.api.service import ServedModel, Service, Usage, check_ids, check_prompt_limit
+from glm_cluster.api.service import ServedModel, Service
 from glm_cluster.api.window import EncodeWindow
 from glm_cluster.errors import InvalidRequest, Overloaded
 from glm_cluster.records import Encoded, Encoder, EncodeRequest, ModelInfo, Pooling, Task
@@ -117,6 +119,7 @@ class _Run:
         self.window = model.window
         self._service = service
         self._account = account
+        self._salt = None if account is None else account.caller.cache_salt(None)
         self._tokenizer = model.tokenizer
         self._encoder = encoder
         self._head = head
@@ -163,7 +166,9 @@ class _Run:
     ) -> Floats:
         """What the engine makes of one prompt, or of `ids` in its place, checked."""
         prompt = self._prompts[index].framed if ids is None else ids
-        request = EncodeRequest(request_id=f"{self._head.id}-{index}", prompt=prompt, pooling=pooling)
+        request = EncodeRequest(
+            request_id=f"{self._head.id}-{index}", prompt=prompt, pooling=pooling, cache_salt=self._salt
+        )
         async with self._abreast:
             encoded = await self._encode(request)
         self._num_cached += encoded.num_cached_tokens

@@ -3,10 +3,11 @@
 Ray Serve sends a call to the method of the same name, so the methods carry the names of the .proto file.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from glm_cluster.api.access import Access
+from glm_cluster.api.answers import collect
 from glm_cluster.api.calls import KnownCall, guarded, status_of
 from glm_cluster.api.encoding_messages import (
     classify_request,
@@ -19,16 +20,25 @@ from glm_cluster.api.encoding_messages import (
 from glm_cluster.api.encodings import classify, classify_tokens, embed
 from glm_cluster.api.health import HealthMethods
 from glm_cluster.api.messages import (
-    chat_chunk,
+    ChunkWriter,
     chat_request,
     chat_response,
     completion_request,
-    generate_chunk,
     model_message,
 )
 from glm_cluster.api.proto import glm_pb2
-from glm_cluster.api.replies import Head
-from glm_cluster.api.service import Service, collect
+from glm_cluster.api.replies import Head, asked
+from glm_cluster.api.server import Server
+from glm_cluster.api.server_messages import (
+    detokenize_request,
+    load_message,
+    model_name,
+    server_info_message,
+    tokenize_request,
+    tokenize_response,
+)
+from glm_cluster.api.service import Service
+from glm_cluster.api.tokenization import detokenize, tokenize
 from glm_cluster.metrics import Meters
 
 
@@ -39,26 +49,27 @@ class GlmGrpc(HealthMethods):
     A method of Glm runs only for a caller who may call.
     """
 
-    def __init__(
-        self, service: Service, ready: Callable[[], Awaitable[bool]], meters: Meters, access: Access | None = None
-    ) -> None:
-        super().__init__(ready)
+    def __init__(self, service: Service, server: Server, meters: Meters, access: Access | None = None) -> None:
+        super().__init__(server.ready)
         self._service = service
+        self._server = server
         self.access = access or Access(meters=meters)
 
     async def Chat(self, request: glm_pb2.ChatRequest, context: KnownCall) -> glm_pb2.ChatResponse:
         """Answer a conversation in one message."""
         with status_of(context), self.access.request("grpc", "chat", context.caller) as account:
             request_id = "chatcmpl-" + context.caller.request_id
-            parsed = await self._service.read(lambda: chat_request(request), size_bytes=request.ByteSize())
-            prepared = await self._service.prepare_chat(request_id, parsed)
-            account.admit_generation(prepared.generation, model=parsed.model)
+            parsed = await self._service.read(
+                lambda: chat_request(request, stream=False), size_bytes=request.ByteSize()
+            )
+            checked = await self._service.prepare_chat(request_id, parsed)
+            prepared = account.admit_generations(checked, model=parsed.model)
             head = Head(id=request_id, model=parsed.model)
             stream = self._service.stream(prepared)
             async with aclosing(stream), aclosing(account.metered(stream, streamed=False)) as deltas:
-                answer = await collect(deltas)
+                answers = await collect(deltas)
             account.delivered()
-            return chat_response(head, answer, prepared.generation.prompt if parsed.return_token_ids else None)
+            return chat_response(head, answers, asked(parsed, prepared))
 
     async def ChatStream(
         self, request: glm_pb2.ChatRequest, context: KnownCall
@@ -66,33 +77,29 @@ class GlmGrpc(HealthMethods):
         """Answer a conversation token by token."""
         with status_of(context), self.access.request("grpc", "chat_stream", context.caller) as account:
             request_id = "chatcmpl-" + context.caller.request_id
-            parsed = await self._service.read(lambda: chat_request(request), size_bytes=request.ByteSize())
-            prepared = await self._service.prepare_chat(request_id, parsed)
-            account.admit_generation(prepared.generation, model=parsed.model)
-            head = Head(id=request_id, model=parsed.model)
+            parsed = await self._service.read(lambda: chat_request(request, stream=True), size_bytes=request.ByteSize())
+            checked = await self._service.prepare_chat(request_id, parsed)
+            prepared = account.admit_generations(checked, model=parsed.model)
+            writer = ChunkWriter(Head(id=request_id, model=parsed.model), asked(parsed, prepared))
             stream = self._service.stream(prepared)
-            prompt_ids = prepared.generation.prompt if parsed.return_token_ids else None
             async with aclosing(stream), aclosing(account.metered(stream, streamed=True)) as deltas:
                 async for delta in deltas:
-                    yield chat_chunk(head, delta, prompt_ids, parsed.return_token_ids)
-                    prompt_ids = None
+                    yield writer.chat(delta)
 
     async def Generate(
         self, request: glm_pb2.GenerateRequest, context: KnownCall
     ) -> AsyncGenerator[glm_pb2.GenerateChunk, None]:
-        """Continue a prompt token by token."""
+        """Continue prompts token by token."""
         with status_of(context), self.access.request("grpc", "generate", context.caller) as account:
             request_id = "cmpl-" + context.caller.request_id
             parsed = await self._service.read(lambda: completion_request(request), size_bytes=request.ByteSize())
-            prepared = await self._service.prepare_completion(request_id, parsed)
-            account.admit_generation(prepared.generation, model=parsed.model)
-            head = Head(id=request_id, model=parsed.model)
+            checked = await self._service.prepare_completion(request_id, parsed)
+            prepared = account.admit_generations(checked, model=parsed.model)
+            writer = ChunkWriter(Head(id=request_id, model=parsed.model), asked(parsed, prepared))
             stream = self._service.stream(prepared)
-            prompt_ids = prepared.generation.prompt if parsed.return_token_ids else None
             async with aclosing(stream), aclosing(account.metered(stream, streamed=True)) as deltas:
                 async for delta in deltas:
-                    yield generate_chunk(head, delta, prompt_ids, parsed.return_token_ids)
-                    prompt_ids = None
+                    yield writer.continuation(delta)
 
     async def Classify(self, request: glm_pb2.ClassifyRequest, context: KnownCall) -> glm_pb2.ClassifyResponse:
         """Label inputs."""
@@ -118,3 +125,28 @@ class GlmGrpc(HealthMethods):
     async def ListModels(self, request: glm_pb2.ListModelsRequest, context: KnownCall) -> glm_pb2.ListModelsResponse:
         """List what is served."""
         return glm_pb2.ListModelsResponse(models=[model_message(info) for info in self._service.infos])
+
+    async def GetModel(self, request: glm_pb2.GetModelRequest, context: KnownCall) -> glm_pb2.Model:
+        """Describe one served model."""
+        with status_of(context):
+            return model_message(self._service.named(model_name(request)).info)
+
+    async def Tokenize(self, request: glm_pb2.TokenizeRequest, context: KnownCall) -> glm_pb2.TokenizeResponse:
+        """Turn a text or a conversation into token ids."""
+        with status_of(context), self.access.request("grpc", "tokenize", context.caller):
+            parsed = await self._service.read(lambda: tokenize_request(request), size_bytes=request.ByteSize())
+            return await tokenize_response(await tokenize(self._service, parsed))
+
+    async def Detokenize(self, request: glm_pb2.DetokenizeRequest, context: KnownCall) -> glm_pb2.DetokenizeResponse:
+        """Turn token ids into text."""
+        with status_of(context), self.access.request("grpc", "detokenize", context.caller):
+            parsed = await self._service.read(lambda: detokenize_request(request), size_bytes=request.ByteSize())
+            return glm_pb2.DetokenizeResponse(prompt=await detokenize(self._service, parsed))
+
+    async def GetServerInfo(self, request: glm_pb2.GetServerInfoRequest, context: KnownCall) -> glm_pb2.ServerInfo:
+        """Say what the server is made of."""
+        return server_info_message(self._server.info(self._service.infos))
+
+    async def GetLoad(self, request: glm_pb2.GetLoadRequest, context: KnownCall) -> glm_pb2.Load:
+        """Say how busy the server is."""
+        return load_message(await self._server.load())

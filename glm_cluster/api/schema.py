@@ -62,6 +62,11 @@ def at_most(most: int) -> Callable[[object], object]:
     return check
 
 
+def one_as_list(value: object) -> object:
+    """Take one string for a list of it."""
+    return [value] if isinstance(value, str) else value
+
+
 def not_empty(value: T) -> T:
     """Refuse what holds nothing."""
     if not value:
@@ -98,6 +103,10 @@ class Body(Schema):
             raise _refusal(error.errors(include_url=False, include_context=False, include_input=False)) from error
 
 
+class ModelName(Body):
+    """A request that is nothing but a name."""
+
+
 def _refusal(details: list[ErrorDetails]) -> InvalidRequest:
     """One sentence for all that is wrong, of bounded length; `param` is the first field at fault."""
     faults = [(_path(detail["loc"]), detail) for detail in details]
@@ -123,6 +132,6 @@ def _path(location: tuple[int | str, ...]) -> str:
 _NAMED_FAULTS = 16
 _TAGS: dict[int | str, tuple[str, ...]] = {
     "content": ("text", "parts"),
-    "prompt": ("text", "token_ids"),
+    "prompt": ("text", "texts", "token_ids", "many_token_ids"),
     "input": ("text", "texts", "token_ids", "many_token_ids"),
 }
