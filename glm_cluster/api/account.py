@@ -9,11 +9,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
+from glm_cluster.api.answers import Delta
 from glm_cluster.api.callers import Caller
-from glm_cluster.api.service import Delta
+from glm_cluster.api.generations import Prepared
 from glm_cluster.api.usage_log import UsageRecord
 from glm_cluster.errors import GlmError, PermissionDenied
-from glm_cluster.records import GenerationRequest
 
 
 class Account:
@@ -54,10 +54,11 @@ class Account:
         self._reserved = self._reserve(num_prompt_tokens + max_tokens)
         self._model, self._user, self._num_prompt = model, user, num_prompt_tokens
 
-    def admit_generation(self, generation: GenerationRequest, *, model: str, user: str | None = None) -> None:
-        """The same of a request that generates."""
-        num_prompt, most = len(generation.prompt), generation.sampling.max_tokens
-        self.admit(model=model, num_prompt_tokens=num_prompt, max_tokens=most, user=user)
+    def admit_generations(self, prepared: Prepared, *, model: str) -> None:
+        """The same of a request that generates: a prompt counts once, the output of every choice."""
+        num_prompt = sum(map(len, prepared.prompts))
+        most = sum(generation.sampling.max_tokens for generation in prepared.generations)
+        self.admit(model=model, num_prompt_tokens=num_prompt, max_tokens=most, user=prepared.user)
 
     async def metered(self, deltas: AsyncIterator[Delta], *, streamed: bool) -> AsyncGenerator[Delta, None]:
         """Count what passes. Streamed tokens count as delivered once the next ones are asked for, never sooner."""

@@ -8,9 +8,9 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, TypeAlias
 
+from glm_cluster.api.answers import Usage
 from glm_cluster.api.encodings import Answers, Tokens
 from glm_cluster.api.scores import Floats, Verdict
-from glm_cluster.api.service import Usage
 
 EncodingFormat: TypeAlias = Literal["float", "base64"]
 

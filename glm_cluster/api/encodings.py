@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from glm_cluster.api.account import Account
+from glm_cluster.api.answers import Usage
+from glm_cluster.api.generations import check_ids, check_prompt_limit
 from glm_cluster.api.inputs import ClassifyRequest, ClassifyTokensRequest, EmbeddingRequest, EncodingBody
 from glm_cluster.api.replies import Head
 from glm_cluster.api.scores import Floats, Scores, Verdict, activation_of, rows_of, unit
-from glm_cluster.api.service import ServedModel, Service, Usage, check_ids, check_prompt_limit
+from glm_cluster.api.service import ServedModel, Service
 from glm_cluster.api.window import EncodeWindow
 from glm_cluster.errors import InvalidRequest, Overloaded
 from glm_cluster.records import Encoded, Encoder, EncodeRequest, ModelInfo, Pooling, Task

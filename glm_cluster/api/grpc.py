@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
 from glm_cluster.api.access import Access
+from glm_cluster.api.answers import collect
 from glm_cluster.api.calls import KnownCall, guarded, status_of
 from glm_cluster.api.encoding_messages import (
     classify_request,
@@ -19,16 +20,15 @@ from glm_cluster.api.encoding_messages import (
 from glm_cluster.api.encodings import classify, classify_tokens, embed
 from glm_cluster.api.health import HealthMethods
 from glm_cluster.api.messages import (
-    chat_chunk,
+    ChunkWriter,
     chat_request,
     chat_response,
     completion_request,
-    generate_chunk,
     model_message,
 )
 from glm_cluster.api.proto import glm_pb2
-from glm_cluster.api.replies import Head
-from glm_cluster.api.service import Service, collect
+from glm_cluster.api.replies import Head, asked
+from glm_cluster.api.service import Service
 from glm_cluster.metrics import Meters
 
 
@@ -50,15 +50,17 @@ class GlmGrpc(HealthMethods):
         """Answer a conversation in one message."""
         with status_of(context), self.access.request("grpc", "chat", context.caller) as account:
             request_id = "chatcmpl-" + context.caller.request_id
-            parsed = await self._service.read(lambda: chat_request(request), size_bytes=request.ByteSize())
+            parsed = await self._service.read(
+                lambda: chat_request(request, stream=False), size_bytes=request.ByteSize()
+            )
             prepared = await self._service.prepare_chat(request_id, parsed)
-            account.admit_generation(prepared.generation, model=parsed.model)
+            account.admit_generations(prepared, model=parsed.model)
             head = Head(id=request_id, model=parsed.model)
             stream = self._service.stream(prepared)
             async with aclosing(stream), aclosing(account.metered(stream, streamed=False)) as deltas:
-                answer = await collect(deltas)
+                answers = await collect(deltas)
             account.delivered()
-            return chat_response(head, answer, prepared.generation.prompt if parsed.return_token_ids else None)
+            return chat_response(head, answers, asked(parsed, prepared))
 
     async def ChatStream(
         self, request: glm_pb2.ChatRequest, context: KnownCall
@@ -66,33 +68,29 @@ class GlmGrpc(HealthMethods):
         """Answer a conversation token by token."""
         with status_of(context), self.access.request("grpc", "chat_stream", context.caller) as account:
             request_id = "chatcmpl-" + context.caller.request_id
-            parsed = await self._service.read(lambda: chat_request(request), size_bytes=request.ByteSize())
+            parsed = await self._service.read(lambda: chat_request(request, stream=True), size_bytes=request.ByteSize())
             prepared = await self._service.prepare_chat(request_id, parsed)
-            account.admit_generation(prepared.generation, model=parsed.model)
-            head = Head(id=request_id, model=parsed.model)
+            account.admit_generations(prepared, model=parsed.model)
+            writer = ChunkWriter(Head(id=request_id, model=parsed.model), asked(parsed, prepared))
             stream = self._service.stream(prepared)
-            prompt_ids = prepared.generation.prompt if parsed.return_token_ids else None
             async with aclosing(stream), aclosing(account.metered(stream, streamed=True)) as deltas:
                 async for delta in deltas:
-                    yield chat_chunk(head, delta, prompt_ids, parsed.return_token_ids)
-                    prompt_ids = None
+                    yield writer.chat(delta)
 
     async def Generate(
         self, request: glm_pb2.GenerateRequest, context: KnownCall
     ) -> AsyncGenerator[glm_pb2.GenerateChunk, None]:
-        """Continue a prompt token by token."""
+        """Continue prompts token by token."""
         with status_of(context), self.access.request("grpc", "generate", context.caller) as account:
             request_id = "cmpl-" + context.caller.request_id
             parsed = await self._service.read(lambda: completion_request(request), size_bytes=request.ByteSize())
             prepared = await self._service.prepare_completion(request_id, parsed)
-            account.admit_generation(prepared.generation, model=parsed.model)
-            head = Head(id=request_id, model=parsed.model)
+            account.admit_generations(prepared, model=parsed.model)
+            writer = ChunkWriter(Head(id=request_id, model=parsed.model), asked(parsed, prepared))
             stream = self._service.stream(prepared)
-            prompt_ids = prepared.generation.prompt if parsed.return_token_ids else None
             async with aclosing(stream), aclosing(account.metered(stream, streamed=True)) as deltas:
                 async for delta in deltas:
-                    yield generate_chunk(head, delta, prompt_ids, parsed.return_token_ids)
-                    prompt_ids = None
+                    yield writer.continuation(delta)
 
     async def Classify(self, request: glm_pb2.ClassifyRequest, context: KnownCall) -> glm_pb2.ClassifyResponse:
         """Label inputs."""

@@ -16,23 +16,27 @@ from starlette.routing import Route
 
 from glm_cluster.api.access import Access
 from glm_cluster.api.account import Account
+from glm_cluster.api.answers import Delta, collect
 from glm_cluster.api.encoding_replies import classification_pieces, embedding_pieces, token_pieces
 from glm_cluster.api.encodings import classify, classify_tokens, embed
 from glm_cluster.api.exchange import Endpoint, Outgoing
 from glm_cluster.api.gate import Gate
+from glm_cluster.api.generations import Prepared
 from glm_cluster.api.inputs import ClassifyRequest, ClassifyTokensRequest, EmbeddingRequest
-from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest
+from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest, GenerationBody
 from glm_cluster.api.replies import (
     CHAT,
     COMPLETION,
+    Asked,
     Dialect,
     EventWriter,
     Head,
+    asked,
     http_error_body,
     models_body,
     whole_reply,
 )
-from glm_cluster.api.service import Delta, Prepared, Service, collect
+from glm_cluster.api.service import Service
 from glm_cluster.api.strict_json import decode_json
 from glm_cluster.metrics import Meters
 
@@ -81,38 +85,30 @@ def build_http_app(
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _Order:
     """A request that passed every check, and how its answer is to be sent."""
 
     model: str
     prepared: Prepared
     stream: bool
-    include_usage: bool
-    return_token_ids: bool
+    told: Asked
 
 
-async def _prepare_chat(service: Service, request_id: str, body: bytes) -> _Asked:
+async def _prepare_chat(service: Service, request_id: str, body: bytes) -> _Order:
     request = await service.read(lambda: ChatCompletionRequest.parse(decode_json(body)), size_bytes=len(body))
-    return _asked(request, await service.prepare_chat(request_id, request))
+    return _order(request, await service.prepare_chat(request_id, request))
 
 
-async def _prepare_completion(service: Service, request_id: str, body: bytes) -> _Asked:
+async def _prepare_completion(service: Service, request_id: str, body: bytes) -> _Order:
     request = await service.read(lambda: CompletionRequest.parse(decode_json(body)), size_bytes=len(body))
-    return _asked(request, await service.prepare_completion(request_id, request))
+    return _order(request, await service.prepare_completion(request_id, request))
 
 
-def _asked(request: ChatCompletionRequest | CompletionRequest, prepared: Prepared) -> _Asked:
-    options = request.stream_options
-    return _Asked(
-        model=request.model,
-        prepared=prepared,
-        stream=request.stream,
-        include_usage=options is not None and options.include_usage,
-        return_token_ids=request.return_token_ids,
-    )
+def _order(request: GenerationBody, prepared: Prepared) -> _Order:
+    return _Order(model=request.model, prepared=prepared, stream=request.stream, told=asked(request, prepared))
 
 
-_Prepare: TypeAlias = Callable[[Service, str, bytes], Awaitable[_Asked]]
+_Prepare: TypeAlias = Callable[[Service, str, bytes], Awaitable[_Order]]
 
 
 class _Generating:
@@ -128,19 +124,15 @@ class _Generating:
         """Answer as the body asks."""
         with self._access.request("http", self._dialect.route, out.caller) as account:
             request_id = self._dialect.id_prefix + out.caller.request_id
-            asked = await self._prepare(self._service, request_id, body)
-            account.admit_generation(asked.prepared.generation, model=asked.model)
-            head = Head(id=request_id, model=asked.model)
-            prompt_ids = asked.prepared.generation.prompt if asked.return_token_ids else None
-            stream = self._service.stream(asked.prepared)
-            async with aclosing(stream), aclosing(account.metered(stream, streamed=asked.stream)) as deltas:
-                if asked.stream:
-                    usage = asked.include_usage
-                    await _stream(
-                        EventWriter(self._dialect, head, include_usage=usage, prompt_ids=prompt_ids), deltas, out
-                    )
+            order = await self._prepare(self._service, request_id, body)
+            account.admit_generations(order.prepared, model=order.model)
+            head = Head(id=request_id, model=order.model)
+            stream = self._service.stream(order.prepared)
+            async with aclosing(stream), aclosing(account.metered(stream, streamed=order.stream)) as deltas:
+                if order.stream:
+                    await _stream(EventWriter(self._dialect, head, order.told), deltas, out)
                 else:
-                    await out.json(200, whole_reply(self._dialect, head, await collect(deltas), prompt_ids))
+                    await out.json(200, whole_reply(self._dialect, head, await collect(deltas), order.told))
                     account.delivered()
 
 
@@ -187,9 +179,9 @@ async def _stream(writer: EventWriter, deltas: AsyncGenerator[Delta, None], out:
     """Send events as deltas come. An error before the first delta still becomes a proper status."""
     first = await anext(deltas)
     await out.start_events()
-    await out.event(writer.first(first))
+    await out.event(writer.event(first))
     async for delta in deltas:
-        await out.event(writer.next(delta))
+        await out.event(writer.event(delta))
     await out.end()
 
 

@@ -3,17 +3,19 @@
 Both wires share one validator: a message becomes the mapping that the same request would be in JSON.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from glm_cluster.api.openai import MAX_ITEMS, ChatCompletionRequest, CompletionRequest
+from glm_cluster.api.answers import Answer, Answers, Delta, Likelihood, Place, Usage
+from glm_cluster.api.fields import MAX_ITEMS, MAX_PROMPTS
+from glm_cluster.api.logprobs import finite
+from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest
 from glm_cluster.api.proto import glm_pb2
-from glm_cluster.api.replies import Head
+from glm_cluster.api.replies import Asked, Head
 from glm_cluster.api.schema import too_many
-from glm_cluster.api.service import Answer, Delta, Usage
 from glm_cluster.errors import InvalidRequest
 from glm_cluster.records import FinishReason, ModelInfo, Task
 
@@ -26,33 +28,58 @@ _TASKS: dict[Task, glm_pb2.Task] = {
 }
 
 
-def chat_request(message: glm_pb2.ChatRequest) -> ChatCompletionRequest:
+def chat_request(message: glm_pb2.ChatRequest, *, stream: bool) -> ChatCompletionRequest:
     """Validate a conversation."""
     if len(message.messages) > MAX_ITEMS:  # before each is looked into for unknown fields
         raise InvalidRequest(f"messages: {too_many(MAX_ITEMS)}", param="messages")
-    raw = _raw(message)
+    raw = _raw(message, stream=stream)
     raw["messages"] = [_turn(turn) for turn in message.messages]
+    if message.chat_template_kwargs:
+        raw["chat_template_kwargs"] = {name: _value(value) for name, value in message.chat_template_kwargs.items()}
     return ChatCompletionRequest.parse(raw)
 
 
 def completion_request(message: glm_pb2.GenerateRequest) -> CompletionRequest:
-    """Validate a prompt to continue."""
-    raw = _raw(message)
-    if "text" in raw:
-        raw["prompt"] = raw.pop("text")
-    if "token_ids" in raw:
-        raw["prompt"] = list(raw.pop("token_ids").ids)
+    """Validate prompts to continue."""
+    if len(message.prompts.prompts) > MAX_PROMPTS:
+        raise InvalidRequest(f"prompt: {too_many(MAX_PROMPTS)}", param="prompt")
+    raw = _raw(message, stream=True)
+    for name in ("text", "token_ids", "prompts"):
+        raw.pop(name, None)
+    match message.WhichOneof("prompt"):
+        case "text":
+            raw["prompt"] = message.text
+        case "token_ids":
+            raw["prompt"] = list(message.token_ids.ids)
+        case "prompts":
+            raw["prompt"] = [_prompt(prompt) for prompt in message.prompts.prompts]
     return CompletionRequest.parse(raw)
 
 
-def _raw(message: glm_pb2.ChatRequest | glm_pb2.GenerateRequest) -> dict[str, Any]:
+def _prompt(message: glm_pb2.Input) -> object:
+    return list(message.token_ids.ids) if message.WhichOneof("input") == "token_ids" else message.text
+
+
+def _value(message: glm_pb2.TemplateValue) -> object:
+    name = message.WhichOneof("value")
+    return None if name is None else getattr(message, name)
+
+
+def _raw(message: glm_pb2.ChatRequest | glm_pb2.GenerateRequest, *, stream: bool) -> dict[str, Any]:
     """The fields that were given, `sampling` spread among the others as in JSON."""
     raw = fields_given(message)
     if sampling := raw.pop("sampling", None):
         raw |= {field.name: value for field, value in sampling.ListFields()}
-    if "stop_token_ids" in raw:
-        raw["stop_token_ids"] = list(raw["stop_token_ids"])
-    return raw
+    for name in ("stop_token_ids", "stop", "bad_words"):
+        if name in raw:
+            raw[name] = list(raw[name])
+    if "allowed_token_ids" in raw:
+        raw["allowed_token_ids"] = list(raw["allowed_token_ids"].ids)
+    if "logit_bias" in raw:
+        raw["logit_bias"] = {str(id): bias for id, bias in raw["logit_bias"].items()}
+    if "continuous_usage_stats" in raw:
+        raw["stream_options"] = {"continuous_usage_stats": raw.pop("continuous_usage_stats")}
+    return {"stream": stream, **raw}
 
 
 def fields_given(message: Message) -> dict[str, Any]:
@@ -81,53 +108,120 @@ def _unknown_fields(message: Message, path: str) -> Iterator[str]:
             continue
         if isinstance(value, Message):
             yield from _unknown_fields(value, f"{path}{field.name}.")
+        elif isinstance(value, Mapping):
+            for name, item in value.items():
+                if isinstance(item, Message):
+                    yield from _unknown_fields(item, f"{path}{field.name}.{name}.")
         else:
             for index, item in enumerate(value):
                 yield from _unknown_fields(item, f"{path}{field.name}.{index}.")
 
 
-def chat_response(head: Head, answer: Answer, prompt_ids: tuple[int, ...] | None) -> glm_pb2.ChatResponse:
-    """A whole answer; `prompt_ids` when the client wants token ids."""
+def chat_response(head: Head, answers: Answers, asked: Asked) -> glm_pb2.ChatResponse:
+    """A whole answer."""
     return glm_pb2.ChatResponse(
         id=head.id,
         created=head.created,
         model=head.model,
+        choices=[_chat_choice(index, answer, asked) for index, answer in enumerate(answers.choices)],
+        usage=usage_message(answers.usage),
+        prompt_token_ids=asked.prompt_of(0) if asked.token_ids else None,
+        prompt_logprobs=place_messages(answers.choices[0].prompt_places),
+    )
+
+
+def _chat_choice(index: int, answer: Answer, asked: Asked) -> glm_pb2.ChatChoice:
+    return glm_pb2.ChatChoice(
+        index=index,
         message=glm_pb2.ChatMessage(role=glm_pb2.ROLE_ASSISTANT, content=answer.text),
         finish_reason=_finish(answer.finish),
-        usage=usage_message(answer.usage),
-        prompt_token_ids=prompt_ids,
-        token_ids=None if prompt_ids is None else answer.token_ids,
+        stop_reason=_stop_reason(answer.stop_reason),
+        token_ids=answer.token_ids if asked.token_ids else None,
+        logprobs=place_messages(answer.places),
     )
 
 
-def chat_chunk(head: Head, delta: Delta, prompt_ids: tuple[int, ...] | None, with_ids: bool) -> glm_pb2.ChatChunk:
-    """A piece of an answer; `prompt_ids` in the first one when the client wants token ids."""
-    return glm_pb2.ChatChunk(
-        id=head.id,
-        created=head.created,
-        model=head.model,
-        content=delta.text,
-        finish_reason=_finish(delta.finish),
-        usage=usage_message(delta.usage),
-        prompt_token_ids=prompt_ids,
-        token_ids=delta.token_ids if with_ids else None,
+class ChunkWriter:
+    """Turns the deltas of one stream into chunks."""
+
+    def __init__(self, head: Head, asked: Asked) -> None:
+        self._head = head
+        self._asked = asked
+        self._begun: set[int] = set()
+
+    def chat(self, delta: Delta) -> glm_pb2.ChatChunk:
+        """A piece of an answer; of the prompt tells the first choice's first."""
+        is_first = self._is_first(delta) and delta.index == 0
+        return glm_pb2.ChatChunk(
+            id=self._head.id,
+            created=self._head.created,
+            model=self._head.model,
+            content=delta.text,
+            finish_reason=_finish(delta.finish),
+            usage=usage_message(delta.usage or delta.so_far),
+            prompt_token_ids=self._asked.prompt_of(0) if is_first and self._asked.token_ids else None,
+            token_ids=delta.token_ids if self._asked.token_ids else None,
+            index=delta.index,
+            stop_reason=_stop_reason(delta.stop_reason),
+            logprobs=place_messages(delta.places),
+            prompt_logprobs=place_messages(delta.prompt_places),
+        )
+
+    def continuation(self, delta: Delta) -> glm_pb2.GenerateChunk:
+        """A piece of a continuation; of its prompt tells each choice's first."""
+        is_first = self._is_first(delta)
+        return glm_pb2.GenerateChunk(
+            id=self._head.id,
+            created=self._head.created,
+            model=self._head.model,
+            text=delta.text,
+            finish_reason=_finish(delta.finish),
+            usage=usage_message(delta.usage or delta.so_far),
+            prompt_token_ids=self._asked.prompt_of(delta.index) if is_first and self._asked.token_ids else None,
+            token_ids=delta.token_ids if self._asked.token_ids else None,
+            index=delta.index,
+            stop_reason=_stop_reason(delta.stop_reason),
+            logprobs=place_messages(delta.places),
+            prompt_logprobs=place_messages(delta.prompt_places),
+        )
+
+    def _is_first(self, delta: Delta) -> bool:
+        if delta.index in self._begun:
+            return False
+        self._begun.add(delta.index)
+        return True
+
+
+def place_messages(places: Sequence[Place]) -> list[glm_pb2.PlaceLogprobs] | None:
+    """How likely the tokens of a text were."""
+    return [_place(place) for place in places] if places else None
+
+
+def _place(place: Place) -> glm_pb2.PlaceLogprobs:
+    unlikely = glm_pb2.TokenLogprob(
+        token_id=place.token_id, token=place.spelling.decode("utf-8", "replace"), utf8=place.spelling
+    )
+    return glm_pb2.PlaceLogprobs(
+        chosen=unlikely if place.likelihood is None else _likelihood(place.likelihood),
+        top=[_likelihood(one) for one in place.top],
+        text_offset=place.offset,
     )
 
 
-def generate_chunk(
-    head: Head, delta: Delta, prompt_ids: tuple[int, ...] | None, with_ids: bool
-) -> glm_pb2.GenerateChunk:
-    """A piece of a continuation; `prompt_ids` as in `chat_chunk`."""
-    return glm_pb2.GenerateChunk(
-        id=head.id,
-        created=head.created,
-        model=head.model,
-        text=delta.text,
-        finish_reason=_finish(delta.finish),
-        usage=usage_message(delta.usage),
-        prompt_token_ids=prompt_ids,
-        token_ids=delta.token_ids if with_ids else None,
+def _likelihood(found: Likelihood) -> glm_pb2.TokenLogprob:
+    return glm_pb2.TokenLogprob(
+        token_id=found.token_id,
+        token=found.spelling.decode("utf-8", "replace"),
+        utf8=found.spelling,
+        logprob=finite(found.logprob),
+        rank=found.rank,
     )
+
+
+def _stop_reason(reason: str | int | None) -> glm_pb2.StopReason | None:
+    if reason is None:
+        return None
+    return glm_pb2.StopReason(text=reason) if isinstance(reason, str) else glm_pb2.StopReason(token_id=reason)
 
 
 def model_message(info: ModelInfo) -> glm_pb2.Model:

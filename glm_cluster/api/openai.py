@@ -1,62 +1,35 @@
 """What a client may ask of a generating model: the OpenAI request fields this cluster implements, and no others.
 
-Knows shapes and ranges, for both wires. Refuses to know the model: its name, vocabulary and length are checked by the
-service.
+Names and meanings are OpenAI's, and vLLM's where OpenAI has none. Knows which fields there are and which go together,
+for both wires. Refuses to know the model: its name, vocabulary and length are checked by the service.
 """
 
-from typing import Annotated, Literal, Self, TypeAlias
+from collections.abc import Sequence
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from glm_cluster.api.schema import Body, Count, FewIds, FirstFault, Schema, TokenIds, at_most, not_empty
+from glm_cluster.api.fields import (
+    MAX_ITEMS,
+    Allowed,
+    BadWords,
+    Biases,
+    Content,
+    Few,
+    Index,
+    Kept,
+    Name,
+    Penalty,
+    Priority,
+    Prompt,
+    Seed,
+    Stops,
+    Temperature,
+    Variables,
+)
+from glm_cluster.api.schema import Body, Count, FewIds, FirstFault, Schema, at_most
 
-MAX_ITEMS = 4096
-LOWEST_TEMPERATURE = 1e-5  # logits divided by less overflow fp32
-
-
-def _greedy_or_warm(temperature: float) -> float:
-    if 0 < temperature < LOWEST_TEMPERATURE:
-        raise ValueError(f"Input should be 0, which is greedy, or at least {LOWEST_TEMPERATURE:g}")
-    return temperature
-
-
-class TextPart(Schema):
-    """A piece of a message's content."""
-
-    type: Literal["text"]
-    text: str
-
-
-def _content_shape(content: object) -> str | None:
-    if isinstance(content, str):
-        return "text"
-    return "parts" if isinstance(content, list) else None
-
-
-def _prompt_shape(prompt: object) -> str | None:
-    if isinstance(prompt, str):
-        return "text"
-    return "token_ids" if isinstance(prompt, list) else None
-
-
-TextParts: TypeAlias = Annotated[list[TextPart], FirstFault(), BeforeValidator(at_most(MAX_ITEMS))]
-Content: TypeAlias = Annotated[
-    Annotated[str, Tag("text")] | Annotated[TextParts, Tag("parts")],
-    Discriminator(
-        _content_shape,
-        custom_error_type="content_type",
-        custom_error_message='Input should be a string or a list of {"type": "text", "text": ...} parts',
-    ),
-]
-Prompt: TypeAlias = Annotated[
-    Annotated[str, Tag("text")] | Annotated[TokenIds, Tag("token_ids")],
-    Discriminator(
-        _prompt_shape,
-        custom_error_type="prompt_type",
-        custom_error_message="Input should be one string or one list of token ids",
-    ),
-    AfterValidator(not_empty),
-]
+MAX_CHOICES = 256  # of one request: prompts x n
 
 
 class Message(Schema):
@@ -81,28 +54,50 @@ class StreamOptions(Schema):
     """What a stream carries beside its tokens."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False  # in every chunk, what the request cost so far
 
 
-class _GenerationFields(Body):
+class GenerationBody(Body):
     """The fields both routes share."""
 
     stream: bool = False
     stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=128)] = 1
     max_tokens: Count | None = None
-    temperature: Annotated[float, Field(ge=0, le=2), AfterValidator(_greedy_or_warm)] = 1.0
+    min_tokens: Index = 0
+    temperature: Temperature = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Count | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    seed: Seed | None = None
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
+    logit_bias: Biases = Field(default={})
+    allowed_token_ids: Allowed | None = None
+    bad_words: BadWords = Field(default=[])
+    stop: Stops = Field(default=[])
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
     stop_token_ids: FewIds = Field(default=[], max_length=64)
     return_token_ids: bool = False
+    prompt_logprobs: Few | None = None
+    truncate_prompt_tokens: Kept | None = None  # keep so many of the last; -1: as many as fit
+    user: Name | None = None  # noted, and never interpreted
+    cache_salt: Name | None = None
+    priority: Priority = 0  # the lowest begins first
     # The name is that of HF's `generate`. 0 switches speculation off; more than the server's setting means the setting.
-    prompt_lookup_num_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    prompt_lookup_num_tokens: Index | None = None
 
     @property
     def output_limit(self) -> int | None:
         """Most tokens to generate, if the client says so."""
         return self.max_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many of the likeliest tokens to tell of beside each sampled one; None: not even of that."""
+        return None
 
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> Self:
@@ -110,17 +105,38 @@ class _GenerationFields(Body):
             raise ValueError("stream_options may only be given with stream: true")
         return self
 
+    @model_validator(mode="after")
+    def _some_text_may_come(self) -> Self:
+        if self.output_limit is not None and self.min_tokens > self.output_limit:
+            raise ValueError(f"min_tokens: {self.min_tokens} is more than max_tokens, {self.output_limit}")
+        return self
 
-class ChatCompletionRequest(_GenerationFields):
+
+class ChatCompletionRequest(GenerationBody):
     """Body of POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(min_length=1), FirstFault(), BeforeValidator(at_most(MAX_ITEMS))]
     max_completion_tokens: Count | None = None
+    logprobs: bool = False
+    top_logprobs: Few = 0
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+    chat_template_kwargs: Variables = Field(default={})
 
     @property
     def output_limit(self) -> int | None:
         """Most tokens to generate, under OpenAI's new name or the old one."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many of the likeliest tokens to tell of beside each sampled one; None: not even of that."""
+        return self.top_logprobs if self.logprobs else None
+
+    @property
+    def opens_answer(self) -> bool:
+        """Whether the prompt goes on to where an answer begins."""
+        return not self.continue_final_message if self.add_generation_prompt is None else self.add_generation_prompt
 
     @model_validator(mode="after")
     def _limits_agree(self) -> Self:
@@ -128,8 +144,44 @@ class ChatCompletionRequest(_GenerationFields):
             raise ValueError("max_tokens and max_completion_tokens differ; give one of them")
         return self
 
+    @model_validator(mode="after")
+    def _fields_go_together(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs may only be given with logprobs: true")
+        if self.continue_final_message and self.add_generation_prompt:
+            raise ValueError("continue_final_message and add_generation_prompt exclude each other; give one of them")
+        return self
 
-class CompletionRequest(_GenerationFields):
+
+class CompletionRequest(GenerationBody):
     """Body of POST /v1/completions."""
 
     prompt: Prompt
+    logprobs: Few | None = None
+    echo: bool = False
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many of the likeliest tokens to tell of beside each sampled one; None: not even of that."""
+        return self.logprobs
+
+    @property
+    def prompts(self) -> Sequence[str | list[int]]:
+        """The prompts one by one, whichever form they came in."""
+        return [self.prompt] if self._is_single else self.prompt  # type: ignore[list-item, return-value]  # by its shape
+
+    def name_of(self, index: int) -> str:
+        """What to call a prompt when refusing it: `prompt`, or `prompt.3` of several."""
+        return "prompt" if self._is_single else f"prompt.{index}"
+
+    @property
+    def _is_single(self) -> bool:
+        return isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
+
+    @model_validator(mode="after")
+    def _choices_are_bounded(self) -> Self:
+        if (num_choices := len(self.prompts) * self.n) > MAX_CHOICES:
+            raise ValueError(
+                f"n: {num_choices} choices (prompts x n) are more than {MAX_CHOICES}; send fewer at a time"
+            )
+        return self

@@ -6,7 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypedDict
 
-from glm_cluster.api.service import Answer, Delta, Usage
+from glm_cluster.api.answers import Answer, Answers, Delta, Place, Usage
+from glm_cluster.api.generations import Prepared
+from glm_cluster.api.logprobs import (
+    ChatLogprobs,
+    PromptLogprobs,
+    TextLogprobs,
+    chat_logprobs_body,
+    prompt_logprobs_body,
+    text_logprobs_body,
+)
+from glm_cluster.api.openai import GenerationBody
 from glm_cluster.errors import GlmError, InvalidRequest
 from glm_cluster.records import FinishReason, ModelInfo
 
@@ -20,15 +30,23 @@ class MessageBody(TypedDict, total=False):
     content: str
 
 
-class Choice(TypedDict, total=False):
-    """The one choice of an answer: `message` or `delta` in a chat, `text` in a completion."""
+class PromptFields(TypedDict, total=False):
+    """What is told of a prompt."""
+
+    prompt_token_ids: Sequence[int]
+    prompt_logprobs: PromptLogprobs | None
+
+
+class Choice(PromptFields, total=False):
+    """One choice of an answer: `message` or `delta` in a chat, `text` in a completion."""
 
     index: int
     message: MessageBody
     delta: MessageBody
     text: str
-    logprobs: None
+    logprobs: ChatLogprobs | TextLogprobs | None
     finish_reason: FinishReason | None
+    stop_reason: str | int | None
     token_ids: Sequence[int]
 
 
@@ -47,7 +65,7 @@ class UsageBody(TypedDict):
     prompt_tokens_details: PromptTokensDetails
 
 
-class Reply(TypedDict, total=False):
+class Reply(PromptFields, total=False):
     """An answer, or one chunk of it."""
 
     id: str
@@ -56,7 +74,6 @@ class Reply(TypedDict, total=False):
     model: str
     choices: Sequence[Choice]
     usage: UsageBody | None
-    prompt_token_ids: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +87,8 @@ class Dialect:
     answer: Callable[[str], Choice]
     opening: Callable[[str], Choice]  # the first piece
     piece: Callable[[str], Choice]  # any other
+    logprobs: Callable[[Sequence[Place]], ChatLogprobs | TextLogprobs]
+    tells_prompt_once: bool  # beside the choices, not in each of them
 
 
 CHAT = Dialect(
@@ -80,6 +99,8 @@ CHAT = Dialect(
     answer=lambda text: {"message": {"role": "assistant", "content": text}},
     opening=lambda text: {"delta": {"role": "assistant", "content": text}},
     piece=lambda text: {"delta": {"content": text}},
+    logprobs=chat_logprobs_body,
+    tells_prompt_once=True,
 )
 COMPLETION = Dialect(
     route="completions",
@@ -89,6 +110,8 @@ COMPLETION = Dialect(
     answer=lambda text: {"text": text},
     opening=lambda text: {"text": text},
     piece=lambda text: {"text": text},
+    logprobs=text_logprobs_body,
+    tells_prompt_once=False,
 )
 
 
@@ -101,58 +124,121 @@ class Head:
     created: int = field(default_factory=lambda: int(time.time()))
 
 
-def whole_reply(dialect: Dialect, head: Head, answer: Answer, prompt_ids: Sequence[int] | None) -> Reply:
-    """The answer in one object; `prompt_ids` when the client wants token ids."""
-    choice = _choice(dialect.answer(answer.text), answer.finish)
-    reply = _reply(dialect.whole, head, [choice])
-    reply["usage"] = usage_body(answer.usage)
-    if prompt_ids is not None:
-        choice["token_ids"] = answer.token_ids
-        reply["prompt_token_ids"] = prompt_ids
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a client wants to be told beside the text."""
+
+    prompts: Sequence[Sequence[int]]  # the ids of each, of which every one has `n` choices
+    n: int = 1
+    token_ids: bool = False
+    logprobs: bool = False
+    prompt_logprobs: bool = False
+    usage: bool = False  # at the end of a stream
+    usage_so_far: bool = False  # in each of its chunks
+
+    def prompt_of(self, index: int) -> Sequence[int]:
+        """The ids of the prompt that a choice continues."""
+        return self.prompts[index // self.n]
+
+
+def asked(request: GenerationBody, prepared: Prepared) -> Asked:
+    """What a request wants to be told."""
+    options = request.stream_options
+    return Asked(
+        prompts=prepared.prompts,
+        n=request.n,
+        token_ids=request.return_token_ids,
+        logprobs=request.num_logprobs is not None,
+        prompt_logprobs=request.prompt_logprobs is not None,
+        usage=options is not None and options.include_usage,
+        usage_so_far=prepared.tells_usage_so_far,
+    )
+
+
+def whole_reply(dialect: Dialect, head: Head, answers: Answers, asked: Asked) -> Reply:
+    """The answer in one object."""
+    reply = _reply(dialect.whole, head, [])
+    reply["choices"] = [_answer(dialect, index, answer, asked) for index, answer in enumerate(answers.choices)]
+    reply["usage"] = usage_body(answers.usage)
+    if dialect.tells_prompt_once:
+        _tell_prompt(reply, asked, 0, answers.choices[0].prompt_places)
     return reply
+
+
+def _answer(dialect: Dialect, index: int, answer: Answer, asked: Asked) -> Choice:
+    choice = _choice(index, dialect.answer(answer.text), _logprobs(dialect, answer.places, asked), answer.finish)
+    choice["stop_reason"] = answer.stop_reason
+    if asked.token_ids:
+        choice["token_ids"] = answer.token_ids
+    if not dialect.tells_prompt_once:
+        _tell_prompt(choice, asked, index, answer.prompt_places)
+    return choice
+
+
+def _logprobs(dialect: Dialect, places: Sequence[Place], asked: Asked) -> ChatLogprobs | TextLogprobs | None:
+    return dialect.logprobs(places) if asked.logprobs else None
+
+
+def _tell_prompt(body: PromptFields, asked: Asked, index: int, places: Sequence[Place]) -> None:
+    """Put into `body` what is told of the prompt that a choice continues."""
+    if asked.token_ids:
+        body["prompt_token_ids"] = asked.prompt_of(index)
+    if asked.prompt_logprobs:
+        body["prompt_logprobs"] = prompt_logprobs_body(places)
 
 
 class EventWriter:
     """Turns the deltas of one stream into server-sent events. What never changes in a chunk is built once."""
 
-    def __init__(self, dialect: Dialect, head: Head, *, include_usage: bool, prompt_ids: Sequence[int] | None) -> None:
+    def __init__(self, dialect: Dialect, head: Head, asked: Asked) -> None:
         self._dialect = dialect
         self._head = head
-        self._include_usage = include_usage
-        self._prompt_ids = prompt_ids
-        mark = "\0"
-        plain = sse(self._chunk(_choice(dialect.piece(mark), None)))
-        self._before, _, self._after = plain.rpartition(json.dumps(mark).encode())
+        self._asked = asked
+        self._is_plain = not (asked.token_ids or asked.logprobs or asked.usage_so_far)
+        self._frames: dict[int, tuple[bytes, bytes]] = {}  # of each choice that has begun, what is around its text
 
-    def first(self, delta: Delta) -> bytes:
-        """The opening event; in a chat it says who speaks."""
-        chunk = self._chunk(self._with_ids(_choice(self._dialect.opening(delta.text), delta.finish), delta))
-        if self._prompt_ids is not None:
-            chunk["prompt_token_ids"] = self._prompt_ids
-        return sse(chunk) + self._closing(delta)
+    def event(self, delta: Delta) -> bytes:
+        """The event of a delta; empty when there is nothing to say. A choice's first says in a chat who speaks."""
+        frame = self._frames.get(delta.index)
+        if frame is None:
+            self._frames[delta.index] = self._frame(delta.index)
+            return self._chunk(delta, self._dialect.opening(delta.text), is_first=True) + self._closing(delta)
+        if self._is_plain and delta.finish is None:
+            return frame[0] + json.dumps(delta.text).encode() + frame[1] if delta.text else b""
+        return self._chunk(delta, self._dialect.piece(delta.text)) + self._closing(delta)
 
-    def next(self, delta: Delta) -> bytes:
-        """Any later event; empty when there is nothing to say."""
-        if delta.finish is None and self._prompt_ids is None:
-            return self._before + json.dumps(delta.text).encode() + self._after if delta.text else b""
-        choice = _choice(self._dialect.piece(delta.text), delta.finish)
-        return sse(self._chunk(self._with_ids(choice, delta))) + self._closing(delta)
+    def _chunk(self, delta: Delta, content: Choice, *, is_first: bool = False) -> bytes:
+        places = _logprobs(self._dialect, delta.places, self._asked) if delta.places else None
+        choice = _choice(delta.index, content, places, delta.finish)
+        if delta.finish is not None:
+            choice["stop_reason"] = delta.stop_reason
+        if self._asked.token_ids:
+            choice["token_ids"] = delta.token_ids
+        chunk = self._around(choice, delta.so_far)
+        if is_first and not self._dialect.tells_prompt_once:
+            _tell_prompt(choice, self._asked, delta.index, delta.prompt_places)
+        elif is_first and delta.index == 0:
+            _tell_prompt(chunk, self._asked, 0, delta.prompt_places)
+        return sse(chunk)
 
     def _closing(self, delta: Delta) -> bytes:
         if delta.usage is None:
             return b""
-        if not self._include_usage:
+        if not self._asked.usage:
             return DONE
         return sse(_reply(self._dialect.chunk, self._head, []) | {"usage": usage_body(delta.usage)}) + DONE
 
-    def _with_ids(self, choice: Choice, delta: Delta) -> Choice:
-        if self._prompt_ids is not None:
-            choice["token_ids"] = delta.token_ids
-        return choice
+    def _frame(self, index: int) -> tuple[bytes, bytes]:
+        mark = "\0"
+        plain = sse(self._around(_choice(index, self._dialect.piece(mark), None, None), None))
+        before, _, after = plain.rpartition(json.dumps(mark).encode())
+        return before, after
 
-    def _chunk(self, choice: Choice) -> Reply:
+    def _around(self, choice: Choice, so_far: Usage | None) -> Reply:
         chunk = _reply(self._dialect.chunk, self._head, [choice])
-        if self._include_usage:
+        if so_far is not None:
+            chunk["usage"] = usage_body(so_far)
+        elif self._asked.usage:
             chunk["usage"] = None  # as OpenAI does: null in every chunk but the one for usage
         return chunk
 
@@ -200,8 +286,10 @@ def _model_body(info: ModelInfo) -> dict[str, object]:
     return model | {"labels": info.labels} if info.labels else model
 
 
-def _choice(content: Choice, finish: FinishReason | None) -> Choice:
-    return {"index": 0, **content, "logprobs": None, "finish_reason": finish}
+def _choice(
+    index: int, content: Choice, logprobs: ChatLogprobs | TextLogprobs | None, finish: FinishReason | None
+) -> Choice:
+    return {"index": index, **content, "logprobs": logprobs, "finish_reason": finish}
 
 
 def _reply(kind: str, head: Head, choices: Sequence[Choice]) -> Reply:

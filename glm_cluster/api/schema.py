@@ -62,6 +62,11 @@ def at_most(most: int) -> Callable[[object], object]:
     return check
 
 
+def one_as_list(value: object) -> object:
+    """Take one string for a list of it."""
+    return [value] if isinstance(value, str) else value
+
+
 def not_empty(value: T) -> T:
     """Refuse what holds nothing."""
     if not value:
@@ -123,6 +128,6 @@ def _path(location: tuple[int | str, ...]) -> str:
 _NAMED_FAULTS = 16
 _TAGS: dict[int | str, tuple[str, ...]] = {
     "content": ("text", "parts"),
-    "prompt": ("text", "token_ids"),
+    "prompt": ("text", "texts", "token_ids", "many_token_ids"),
     "input": ("text", "texts", "token_ids", "many_token_ids"),
 }

@@ -5,7 +5,7 @@ know what roles or tools mean: that is the template's business.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import NoReturn
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from glm_cluster.errors import CheckpointError, InvalidRequest
@@ -34,7 +34,9 @@ class ChatTemplate:
         self._template = environment.from_string(source, globals=dict(variables))
         self._source = source
         self._special_ids = special_ids
-        self._sought = _sought(environment.parse(source), special_ids)
+        tree = environment.parse(source)
+        self._sought = _sought(tree, special_ids)
+        self._variables = meta.find_undeclared_variables(tree)
 
     @classmethod
     def from_directory(cls, path: Path, tokenizer: Tokenizer) -> "ChatTemplate":
@@ -62,17 +64,23 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, object]],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         variables: Mapping[str, object] = VARIABLES,
     ) -> tuple[Segment, ...]:
         """Return the prompt, or raise InvalidRequest if the template cannot make one of these messages.
 
-        `variables` are the template's others, such as `tools`; strings in them are shielded as in messages.
+        `variables` are the template's others, such as `tools`; strings in them are shielded as in messages. With
+        `continue_final_message` the prompt ends where the final message's content does.
         """
         with _refusals():
             shield = Shield(self._special_ids, avoid=(self._source, *strings_in(messages), *strings_in(variables)))
             covered = [self._cover(message, shield) for message in messages]
+            if continue_final_message:
+                covered[-1] = _marked(covered[-1], shield.end)
             values = {name: shield.cover(value) for name, value in variables.items()}
             prompt = self._fill(covered, add_generation_prompt, values)
+            if continue_final_message:
+                prompt = prompt[: prompt.rindex(shield.end)]
         return tuple(self._segments(prompt, shield))
 
     def render_text(
@@ -88,6 +96,14 @@ class ChatTemplate:
         """
         with _refusals():
             return self._fill(messages, add_generation_prompt, variables)
+
+    def check_variables(self, given: Iterable[str]) -> None:
+        """Refuse variables that the template does not ask for: they would change nothing."""
+        if unknown := sorted(set(given) - self._variables):
+            raise InvalidRequest(
+                f"chat_template_kwargs: this model's template asks for no {', '.join(unknown)}; leave that out",
+                param="chat_template_kwargs",
+            )
 
     def _fill(self, messages: Sequence[object], add_generation_prompt: bool, variables: Mapping[str, object]) -> str:
         values = {**VARIABLES, **variables}
@@ -119,6 +135,13 @@ def _refusals() -> Iterator[None]:
         yield
     except (jinja2.TemplateError, TypeError, ValueError, LookupError, RecursionError) as error:
         raise InvalidRequest(f"the chat template refused the messages: {error}", param="messages") from error
+
+
+def _marked(message: object, end: str) -> object:
+    """Put a mark behind the content of a message."""
+    if not isinstance(message, Mapping) or not isinstance(content := message.get("content"), str):
+        raise ValueError("the final message has no text to continue")
+    return {**message, "content": content + end}
 
 
 def _present(message: object) -> object:

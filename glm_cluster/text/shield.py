@@ -33,7 +33,7 @@ class Shield:
         used = set(chain.from_iterable(run for text in avoid for run in _private_runs(text)))
         free = (char for code in chain(*PRIVATE_USE) if (char := chr(code)) not in used)
         try:
-            self._seam = next(free)
+            self._seam, self.end = next(free), next(free)  # `end`: a character of nobody's, to mark a place with
             self._stand_ins = {special: next(free) for special in longest_first}
             self._marks = {special: next(free) for special in longest_first}
         except StopIteration:

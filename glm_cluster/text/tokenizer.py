@@ -52,6 +52,7 @@ class Tokenizer:
         self.frame = _frame(content.get("post_processor"))
         self._token_bytes = tuple(table.get(id, b"") for id in range(max(table) + 1))
         self._used = frozenset(table)
+        self._controls = {id: content.encode() for content, id in self.special_ids.items()}
         self._bpe = _without_added_tokens(content)
 
     @classmethod
@@ -111,6 +112,11 @@ class Tokenizer:
         """Return the bytes that `ids` stand for. Control tokens and ids without a token stand for none."""
         known = self._token_bytes
         return b"".join([known[id] for id in ids if id < len(known)])
+
+    def spelling(self, id: int) -> bytes:
+        """Return what a token is shown as by itself: its bytes, or a control token's name; none without a token."""
+        own = self._token_bytes[id] if id < len(self._token_bytes) else b""
+        return own or self._controls.get(id, b"")
 
     def spans(self, text: str, ids: Sequence[int]) -> Ranges:
         """Return the range of characters of each of `ids`, which are the encoding of `text`; else raise ValueError.

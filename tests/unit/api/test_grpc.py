@@ -30,12 +30,12 @@ async def test_chat_and_chat_stream_give_the_same(stub):
     request = user("hey!", return_token_ids=True, max_tokens=50)
     whole = await stub.Chat(request)
     chunks = [chunk async for chunk in stub.ChatStream(request)]
-    assert whole.message == glm_pb2.ChatMessage(role=glm_pb2.ROLE_ASSISTANT, content="]a[!yeh]resu[")
-    assert "".join(chunk.content for chunk in chunks) == whole.message.content
-    assert [id for chunk in chunks for id in chunk.token_ids] == list(whole.token_ids)
+    assert whole.choices[0].message == glm_pb2.ChatMessage(role=glm_pb2.ROLE_ASSISTANT, content="]a[!yeh]resu[")
+    assert "".join(chunk.content for chunk in chunks) == whole.choices[0].message.content
+    assert [id for chunk in chunks for id in chunk.token_ids] == list(whole.choices[0].token_ids)
     assert list(chunks[0].prompt_token_ids) == list(whole.prompt_token_ids) == list(b"[user]hey![a]")
     assert chunks[-1].usage == whole.usage
-    assert (whole.finish_reason, whole.model) == (glm_pb2.FINISH_REASON_STOP, "tiny")
+    assert (whole.choices[0].finish_reason, whole.model) == (glm_pb2.FINISH_REASON_STOP, "tiny")
     assert whole.id.startswith("chatcmpl-")
     assert {chunk.id for chunk in chunks} == {chunks[0].id}
 

@@ -3,13 +3,15 @@
 import asyncio
 import threading
 import time
+from collections import namedtuple
 from contextlib import aclosing
 from dataclasses import replace
 
 import pytest
 
+from glm_cluster.api.answers import collect
 from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest
-from glm_cluster.api.service import Service, collect
+from glm_cluster.api.service import Service
 from glm_cluster.errors import ConfigError, InternalError, InvalidRequest, ModelNotFound
 from glm_cluster.metrics import NoMeters
 from glm_cluster.records import TokenEvent
@@ -19,16 +21,21 @@ def completion(prompt, **fields):
     return CompletionRequest.parse({"model": "tiny", "prompt": prompt} | fields)
 
 
+Whole = namedtuple("Whole", "text token_ids finish usage")
+
+
 async def whole(service, request):
     async with aclosing(service.stream(await service.prepare_completion("r", request))) as deltas:
-        return await collect(deltas)
+        answers = await collect(deltas)
+    (answer,) = answers.choices
+    return Whole(answer.text, answer.token_ids, answer.finish, answers.usage)
 
 
 async def test_chat_is_rendered_and_parts_are_joined(service):
     parts = [{"type": "text", "text": "he"}, {"type": "text", "text": "y"}]
     messages = [{"role": "system", "content": ""}, {"role": "user", "content": parts}]
     request = ChatCompletionRequest.parse({"model": "tiny", "messages": messages})
-    generation = (await service.prepare_chat("r", request)).generation
+    generation = (await service.prepare_chat("r", request)).generations[0]
     assert bytes(generation.prompt) == b"[system][user]hey[a]"
 
 
@@ -66,10 +73,10 @@ async def test_a_character_cut_by_the_limit_is_marked(service):
 
 
 async def test_seeds_are_drawn_afresh_unless_given(service):
-    drawn = {(await service.prepare_completion("r", completion("a"))).generation.sampling.seed for _ in range(5)}
+    drawn = {(await service.prepare_completion("r", completion("a"))).generations[0].sampling.seed for _ in range(5)}
     assert len(drawn) == 5
     assert all(0 <= seed < 2**63 for seed in drawn)
-    assert (await service.prepare_completion("r", completion("a", seed=7))).generation.sampling.seed == 7
+    assert (await service.prepare_completion("r", completion("a", seed=7))).generations[0].sampling.seed == 7
 
 
 @pytest.mark.parametrize("sizes", [(6, 4), (10,), (1, 3, 6), (3, 0, 7)])
@@ -92,7 +99,7 @@ async def test_tokens_may_come_several_at_a_time(service, echo, monkeypatch, siz
 
 async def test_sampling_reaches_the_engine(service):
     fields = {"temperature": 0, "top_k": 3, "top_p": 0.5, "min_p": 0.25, "stop_token_ids": [9, 256], "max_tokens": 4}
-    sampling = (await service.prepare_completion("r", completion("a", **fields))).generation.sampling
+    sampling = (await service.prepare_completion("r", completion("a", **fields))).generations[0].sampling
     assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p) == (0, 3, 0.5, 0.25)
     assert (sampling.stop_token_ids, sampling.max_tokens) == ((256, 9), 4)
 
@@ -232,9 +239,9 @@ async def test_long_conversations_are_worked_through_off_the_loop(http, service,
         parsing.append(threading.current_thread())
         return parse(raw)
 
-    def render_seen(messages):
+    def render_seen(messages, **more):
         rendering.append(threading.current_thread())
-        return render(messages)
+        return render(messages, **more)
 
     monkeypatch.setattr(ChatCompletionRequest, "parse", parse_seen)
     monkeypatch.setattr(template, "render", render_seen)

@@ -248,7 +248,7 @@ async def test_the_line_break_after_the_role_is_not_shown(
     assert "".join(choice["delta"]["content"] for choice in choices) == shown
     assert tuple(id for choice in choices for id in choice["token_ids"]) == ids
     whole = await stub.Chat(chat_message(body))
-    assert (whole.message.content, tuple(whole.token_ids)) == (shown, ids)
+    assert (whole.choices[0].message.content, tuple(whole.choices[0].token_ids)) == (shown, ids)
     chunks = [chunk async for chunk in stub.ChatStream(chat_message(body))]
     assert "".join(chunk.content for chunk in chunks) == shown
     assert tuple(id for chunk in chunks for id in chunk.token_ids) == ids
@@ -262,7 +262,7 @@ async def test_answers_are_alike(http, stub, prompt):
     over_http = (await http.post("/v1/completions", json=body)).json()
     chunks = [chunk async for chunk in stub.Generate(generate_message(body))]
     assert [id for chunk in chunks for id in chunk.token_ids] == over_http["choices"][0]["token_ids"]
-    assert list(chunks[0].prompt_token_ids) == over_http["prompt_token_ids"]
+    assert list(chunks[0].prompt_token_ids) == over_http["choices"][0]["prompt_token_ids"]
     assert not any(chunk.prompt_token_ids for chunk in chunks[1:])
     assert "".join(chunk.text for chunk in chunks) == over_http["choices"][0]["text"]
     usage, cached = chunks[-1].usage, over_http["usage"].pop("prompt_tokens_details")

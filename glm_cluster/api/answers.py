@@ -1,0 +1,106 @@
+"""An answer in pieces and as a whole, and what it cost, for every wire alike. Knows no wire and no engine."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from glm_cluster.errors import InternalError
+from glm_cluster.records import FinishReason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What a request cost. The stop token counts as output; cached tokens are part of the prompt.
+
+    A prompt counts once, however many choices continue it, and as cached what none of them had to compute.
+    """
+
+    num_prompt_tokens: int
+    num_output_tokens: int
+    num_cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """How likely the model found a token. `spelling` is what the token by itself is shown as."""
+
+    token_id: int
+    spelling: bytes
+    logprob: float
+    rank: int  # 1: the likeliest
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One place of a text: the token that stands there, and the likeliest, best first.
+
+    The first token of a prompt has no likelihood. `offset` is where the token begins in the choice's text, in
+    characters.
+    """
+
+    token_id: int
+    spelling: bytes
+    offset: int
+    likelihood: Likelihood | None
+    top: tuple[Likelihood, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """The next piece of one choice. A choice's last has `finish`; the last of all has `usage`.
+
+    `token_ids` holds the stop token too; `text` does only where stop strings are to be shown. `text` never ends in half
+    a character or in what may become a stop string, so it may be empty, and it may be that of earlier tokens.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish: FinishReason | None = None
+    usage: Usage | None = None
+    index: int = 0  # of the choice
+    stop_reason: str | int | None = None  # the stop string or the client's own stop id that ended it
+    places: tuple[Place, ...] = ()  # of the text's tokens, where asked for
+    prompt_places: tuple[Place, ...] = ()  # of the prompt's, in a choice's first delta
+    so_far: Usage | None = None  # up to here, where every piece is to say it
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """All deltas of one choice in one."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish: FinishReason
+    stop_reason: str | int | None = None
+    places: tuple[Place, ...] = ()
+    prompt_places: tuple[Place, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """All choices of a request, in order, and what they cost together."""
+
+    choices: tuple[Answer, ...]
+    usage: Usage
+
+
+async def collect(deltas: AsyncIterator[Delta]) -> Answers:
+    """Gather a stream for a client that wants it whole."""
+    choices: dict[int, list[Delta]] = {}
+    async for delta in deltas:
+        choices.setdefault(delta.index, []).append(delta)
+        if delta.usage is not None:
+            return Answers(tuple(_answer(choices[index]) for index in sorted(choices)), delta.usage)
+    raise InternalError("the stream ended without a reason; please send the request again")
+
+
+def _answer(deltas: list[Delta]) -> Answer:
+    last = deltas[-1]
+    assert last.finish is not None, "the last delta of all comes after every choice's last"
+    return Answer(
+        "".join(delta.text for delta in deltas),
+        tuple(token for delta in deltas for token in delta.token_ids),
+        last.finish,
+        last.stop_reason,
+        tuple(place for delta in deltas for place in delta.places),
+        deltas[0].prompt_places,
+    )
