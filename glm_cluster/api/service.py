@@ -7,13 +7,16 @@ out, and how models answer that give numbers instead of text.
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from glm_cluster.api.answers import Delta, Usage
 from glm_cluster.api.choices import choice_deltas
+from glm_cluster.api.demand import demanded_calls, under
 from glm_cluster.api.generations import Prepared, Prompt, generations, stop_ids
 from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest, GenerationBody
+from glm_cluster.api.reading import Reading
+from glm_cluster.api.tools import MAX_PARAMETERS_BYTES
 from glm_cluster.api.window import EncodeWindow
 from glm_cluster.errors import ConfigError, InvalidRequest, ModelNotFound
 from glm_cluster.metrics import TOKENS, Meters
@@ -26,7 +29,9 @@ from glm_cluster.records import (
 from glm_cluster.text.chat import VARIABLES, ChatTemplate, model_opens_line
 from glm_cluster.text.stops import StopStrings
 from glm_cluster.text.tokenizer import Segment, Tokenizer
-from glm_cluster.text.tools.dialect import Dialect
+from glm_cluster.text.tools.conversation import conversation
+from glm_cluster.text.tools.dialect import Dialect, dialect_of
+from glm_cluster.text.tools.prompt import thinking_at_end, with_thinking_closed
 
 T = TypeVar("T")
 _MESSAGE_BYTES = 64  # what a message costs to render besides its text
@@ -102,20 +107,38 @@ class Service:
                 param="model",
             )
         template.check_variables(request.chat_template_kwargs)
-        messages = [{"role": m.role, "content": m.text} for m in request.messages]
+        specials = model.tokenizer.special_ids
+        dialect = model.dialect or dialect_of(template.source, specials)
+        demand = demanded_calls(request, dialect, specials)
 
         def render() -> tuple[Segment, ...]:
-            return template.render(
-                messages,
+            said = conversation([message.turn for message in request.messages], request.offered, dialect)
+            prompt = template.render(
+                said.messages,
                 add_generation_prompt=request.opens_answer,
                 continue_final_message=request.continue_final_message,
-                variables={**VARIABLES, **request.chat_template_kwargs},
+                variables={**VARIABLES, **request.chat_template_kwargs, **said.variables},
             )
+            if demand is not None and dialect.thinks and dialect.family is not None:
+                return with_thinking_closed(prompt, specials, dialect.family)
+            return prompt
 
-        size_bytes = sum(_MESSAGE_BYTES + len(message["content"]) for message in messages)
+        size_bytes = sum(_MESSAGE_BYTES + message.size_bytes for message in request.messages)
+        size_bytes += MAX_PARAMETERS_BYTES * len(request.tools)
         rendered = await model.window.off_loop(render, size_bytes=size_bytes)
         prompt = Prompt(ids=await model.window.encode(rendered), param="messages")
-        return await _prepared(model, request_id, request, [prompt], skip_newline=model_opens_line(rendered))
+        reading = Reading(
+            dialect=dialect,
+            tools=dialect.understood(request.offered),
+            thinking=thinking_at_end(rendered, specials),
+            certain=demand is not None,
+            parallel=request.parallel_tool_calls,
+            skip_newline=model_opens_line(rendered),
+        )
+        made = await _prepared(model, request_id, request, [prompt], skip_newline=reading.skip_newline)
+        if demand is not None:
+            made = replace(made, generations=tuple(under(demand, one) for one in made.generations))
+        return replace(made, reading=reading) if reading.is_needed else made
 
     async def prepare_completion(self, request_id: str, request: CompletionRequest) -> Prepared:
         """Tokenise prompts unless they are ids already; refuse what their model can never continue."""
