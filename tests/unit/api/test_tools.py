@@ -47,8 +47,8 @@ class Script:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
         self.seen.append(request)
         turns = self.text.split("<|assistant|>")
-        tokens = [token for turn in turns for token in (*turn.encode(), TURN)][:-1] + [EOS]
-        tokens = tokens[: self.length]
+        said = [token for turn in turns for token in (*turn.encode(), TURN)]
+        tokens = [*said[:-1], EOS][: self.length]
         for index, token in enumerate(tokens):
             finish = None if index + 1 < len(tokens) else "length" if self.length else "stop"
             yield TokenEvent(request.request_id, request.attempt, index, (token,), finish)
@@ -372,7 +372,7 @@ async def test_grpc_refuses_the_same(
 async def test_grpc_refuses_a_schema_that_is_none(stub: glm_pb2_grpc.GlmStub, source: str) -> None:
     request = message_of(chat())
     request.tools[0].function.parameters = source
-    with pytest.raises(grpc.aio.AioRpcError, match="tools.0.function.parameters") as caught:
+    with pytest.raises(grpc.aio.AioRpcError, match=r"tools\.0\.function\.parameters") as caught:
         await stub.Chat(request)
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
