@@ -10,6 +10,7 @@ from glm_cluster.records import Quantization, ReasoningParser, Task, ToolParser
 
 DtypeName: TypeAlias = Literal["auto", "float32", "bfloat16"]
 DeviceName: TypeAlias = Literal["auto", "cpu", "cuda"]
+MOST_CHOICES = 256  # that any setting allows: each is a generation of its own
 PlacementName: TypeAlias = Literal["STRICT_PACK", "PACK", "SPREAD", "STRICT_SPREAD"]
 
 
@@ -109,7 +110,7 @@ class Limits:
     max_body_bytes: int = 4 << 20  # of one request, on either wire
     max_prompt_tokens: int | None = None  # None: what the model can take
     max_output_tokens: int | None = None  # of one choice; None: what the prompt leaves of the model's length
-    max_choices: int = 128  # of one request: n times its prompts
+    max_choices: int = MOST_CHOICES  # of one request: n times its prompts
     max_concurrent_requests: int | None = None  # None: the engines' queues decide
 
     @classmethod
@@ -124,6 +125,8 @@ class Limits:
             value = getattr(config, name)
             if value is not None or name in ("max_body_bytes", "max_choices"):
                 _check_whole(f"limits.{name}", value, low=1)
+        if config.max_choices > MOST_CHOICES:
+            raise ConfigError(f"limits.max_choices must be {MOST_CHOICES} at most, not {config.max_choices}")
         return config
 
 

@@ -130,6 +130,7 @@ class EncodeRequest:
     prompt: tuple[int, ...]
     pooling: Pooling
     attempt: int = 0
+    cache_salt: str | None = None  # only requests of one share a prefix
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,7 @@ class Access:
             caller=caller,
             wire=wire,
             route=route,
+            max_choices=self.limits.max_choices,
             reserve=lambda amount: budget.reserve_tokens(key, amount) if budget and key else 0,
             settle=lambda reserved, used: budget.settle_tokens(reserved, used) if budget else None,
             write=lambda record: self._usage_log.put(record) if self._usage_log else None,

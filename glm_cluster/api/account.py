@@ -7,13 +7,14 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from glm_cluster.api.answers import Delta
 from glm_cluster.api.callers import Caller
 from glm_cluster.api.generations import Prepared
 from glm_cluster.api.usage_log import UsageRecord
-from glm_cluster.errors import GlmError, PermissionDenied
+from glm_cluster.errors import GlmError, InvalidRequest, PermissionDenied
 
 
 class Account:
@@ -25,6 +26,7 @@ class Account:
         caller: Caller,
         wire: str,
         route: str,
+        max_choices: int,
         reserve: Callable[[int], int],
         settle: Callable[[int, int], None],
         write: Callable[[UsageRecord], None],
@@ -32,6 +34,7 @@ class Account:
         self.caller = caller
         self._wire = wire
         self._route = route
+        self._max_choices = max_choices
         self._reserve = reserve
         self._settle = settle
         self._write = write
@@ -54,11 +57,23 @@ class Account:
         self._reserved = self._reserve(num_prompt_tokens + max_tokens)
         self._model, self._user, self._num_prompt = model, user, num_prompt_tokens
 
-    def admit_generations(self, prepared: Prepared, *, model: str) -> None:
-        """The same of a request that generates: a prompt counts once, the output of every choice."""
+    def admit_generations(self, prepared: Prepared, *, model: str) -> Prepared:
+        """The same of a request that generates, which is to run as it is returned: apart from other keys' prompts.
+
+        A prompt counts once, the output of every choice.
+        """
+        if (num_choices := len(prepared.generations)) > self._max_choices:
+            raise InvalidRequest(
+                f"n: {num_choices} choices (prompts x n); this server gives {self._max_choices} at most", param="n"
+            )
         num_prompt = sum(map(len, prepared.prompts))
         most = sum(generation.sampling.max_tokens for generation in prepared.generations)
         self.admit(model=model, num_prompt_tokens=num_prompt, max_tokens=most, user=prepared.user)
+        salt = self.caller.cache_salt
+        return replace(
+            prepared,
+            generations=tuple(replace(one, cache_salt=salt(one.cache_salt)) for one in prepared.generations),
+        )
 
     async def metered(self, deltas: AsyncIterator[Delta], *, streamed: bool) -> AsyncGenerator[Delta, None]:
         """Count what passes. Streamed tokens count as delivered once the next ones are asked for, never sooner."""

@@ -6,7 +6,9 @@ Knows JSON, no sockets. Embeddings have OpenAI's shape; classifications the one 
 import base64
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal, TypeAlias
+from typing import Literal, NotRequired, TypeAlias
+
+from typing_extensions import TypedDict
 
 from glm_cluster.api.answers import Usage
 from glm_cluster.api.encodings import Answers, Tokens
@@ -15,6 +17,90 @@ from glm_cluster.api.scores import Floats, Verdict
 EncodingFormat: TypeAlias = Literal["float", "base64"]
 
 _PIECE_BYTES = 64 << 10  # what goes out in one message
+
+
+class InputTokensDetails(TypedDict):
+    """Where the inputs' tokens came from."""
+
+    cached_tokens: int
+
+
+class InputUsage(TypedDict):
+    """What a request without output cost."""
+
+    prompt_tokens: int
+    total_tokens: int
+    prompt_tokens_details: InputTokensDetails
+
+
+class EmbeddingBody(TypedDict):
+    """One input's vector: numbers, or base64 of them as little-endian float32."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: Sequence[float] | str
+
+
+class EmbeddingsBody(TypedDict):
+    """The reply of /v1/embeddings."""
+
+    object: Literal["list"]
+    model: str
+    usage: InputUsage
+    data: Sequence[EmbeddingBody]
+
+
+class VerdictBody(TypedDict):
+    """Labels and how well they fit; a model that estimates several values has neither a best label nor its score."""
+
+    label: str | None
+    score: float | None
+    scores: NotRequired[Mapping[str, float]]
+    labels: NotRequired[Sequence[str]]
+
+
+class ClassificationBody(VerdictBody):
+    """One input's labels."""
+
+    index: int
+
+
+class TokenBody(VerdictBody):
+    """One token's labels, and where it stands in the text."""
+
+    token_id: int
+    text: str
+    start: int | None
+    end: int | None
+
+
+class TokensBody(TypedDict):
+    """One input's tokens."""
+
+    index: int
+    tokens: Sequence[TokenBody]
+
+
+class ClassifyBody(TypedDict):
+    """The reply of /v1/classify."""
+
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    usage: InputUsage
+    data: Sequence[ClassificationBody]
+
+
+class ClassifyTokensBody(TypedDict):
+    """The reply of /v1/classify_tokens."""
+
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    usage: InputUsage
+    data: Sequence[TokensBody]
 
 
 def embedding_pieces(answers: Answers[Floats], encoding_format: EncodingFormat) -> Iterator[bytes]:

@@ -119,6 +119,7 @@ class _Run:
         self.window = model.window
         self._service = service
         self._account = account
+        self._salt = None if account is None else account.caller.cache_salt(None)
         self._tokenizer = model.tokenizer
         self._encoder = encoder
         self._head = head
@@ -165,7 +166,9 @@ class _Run:
     ) -> Floats:
         """What the engine makes of one prompt, or of `ids` in its place, checked."""
         prompt = self._prompts[index].framed if ids is None else ids
-        request = EncodeRequest(request_id=f"{self._head.id}-{index}", prompt=prompt, pooling=pooling)
+        request = EncodeRequest(
+            request_id=f"{self._head.id}-{index}", prompt=prompt, pooling=pooling, cache_salt=self._salt
+        )
         async with self._abreast:
             encoded = await self._encode(request)
         self._num_cached += encoded.num_cached_tokens

@@ -3,7 +3,7 @@
 Ray Serve sends a call to the method of the same name, so the methods carry the names of the .proto file.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from glm_cluster.api.access import Access
@@ -28,7 +28,17 @@ from glm_cluster.api.messages import (
 )
 from glm_cluster.api.proto import glm_pb2
 from glm_cluster.api.replies import Head, asked
+from glm_cluster.api.server import Server
+from glm_cluster.api.server_messages import (
+    detokenize_request,
+    load_message,
+    model_name,
+    server_info_message,
+    tokenize_request,
+    tokenize_response,
+)
 from glm_cluster.api.service import Service
+from glm_cluster.api.tokenization import detokenize, tokenize
 from glm_cluster.metrics import Meters
 
 
@@ -39,11 +49,10 @@ class GlmGrpc(HealthMethods):
     A method of Glm runs only for a caller who may call.
     """
 
-    def __init__(
-        self, service: Service, ready: Callable[[], Awaitable[bool]], meters: Meters, access: Access | None = None
-    ) -> None:
-        super().__init__(ready)
+    def __init__(self, service: Service, server: Server, meters: Meters, access: Access | None = None) -> None:
+        super().__init__(server.ready)
         self._service = service
+        self._server = server
         self.access = access or Access(meters=meters)
 
     async def Chat(self, request: glm_pb2.ChatRequest, context: KnownCall) -> glm_pb2.ChatResponse:
@@ -53,8 +62,8 @@ class GlmGrpc(HealthMethods):
             parsed = await self._service.read(
                 lambda: chat_request(request, stream=False), size_bytes=request.ByteSize()
             )
-            prepared = await self._service.prepare_chat(request_id, parsed)
-            account.admit_generations(prepared, model=parsed.model)
+            checked = await self._service.prepare_chat(request_id, parsed)
+            prepared = account.admit_generations(checked, model=parsed.model)
             head = Head(id=request_id, model=parsed.model)
             stream = self._service.stream(prepared)
             async with aclosing(stream), aclosing(account.metered(stream, streamed=False)) as deltas:
@@ -69,8 +78,8 @@ class GlmGrpc(HealthMethods):
         with status_of(context), self.access.request("grpc", "chat_stream", context.caller) as account:
             request_id = "chatcmpl-" + context.caller.request_id
             parsed = await self._service.read(lambda: chat_request(request, stream=True), size_bytes=request.ByteSize())
-            prepared = await self._service.prepare_chat(request_id, parsed)
-            account.admit_generations(prepared, model=parsed.model)
+            checked = await self._service.prepare_chat(request_id, parsed)
+            prepared = account.admit_generations(checked, model=parsed.model)
             writer = ChunkWriter(Head(id=request_id, model=parsed.model), asked(parsed, prepared))
             stream = self._service.stream(prepared)
             async with aclosing(stream), aclosing(account.metered(stream, streamed=True)) as deltas:
@@ -84,8 +93,8 @@ class GlmGrpc(HealthMethods):
         with status_of(context), self.access.request("grpc", "generate", context.caller) as account:
             request_id = "cmpl-" + context.caller.request_id
             parsed = await self._service.read(lambda: completion_request(request), size_bytes=request.ByteSize())
-            prepared = await self._service.prepare_completion(request_id, parsed)
-            account.admit_generations(prepared, model=parsed.model)
+            checked = await self._service.prepare_completion(request_id, parsed)
+            prepared = account.admit_generations(checked, model=parsed.model)
             writer = ChunkWriter(Head(id=request_id, model=parsed.model), asked(parsed, prepared))
             stream = self._service.stream(prepared)
             async with aclosing(stream), aclosing(account.metered(stream, streamed=True)) as deltas:
@@ -116,3 +125,28 @@ class GlmGrpc(HealthMethods):
     async def ListModels(self, request: glm_pb2.ListModelsRequest, context: KnownCall) -> glm_pb2.ListModelsResponse:
         """List what is served."""
         return glm_pb2.ListModelsResponse(models=[model_message(info) for info in self._service.infos])
+
+    async def GetModel(self, request: glm_pb2.GetModelRequest, context: KnownCall) -> glm_pb2.Model:
+        """Describe one served model."""
+        with status_of(context):
+            return model_message(self._service.named(model_name(request)).info)
+
+    async def Tokenize(self, request: glm_pb2.TokenizeRequest, context: KnownCall) -> glm_pb2.TokenizeResponse:
+        """Turn a text or a conversation into token ids."""
+        with status_of(context), self.access.request("grpc", "tokenize", context.caller):
+            parsed = await self._service.read(lambda: tokenize_request(request), size_bytes=request.ByteSize())
+            return await tokenize_response(await tokenize(self._service, parsed))
+
+    async def Detokenize(self, request: glm_pb2.DetokenizeRequest, context: KnownCall) -> glm_pb2.DetokenizeResponse:
+        """Turn token ids into text."""
+        with status_of(context), self.access.request("grpc", "detokenize", context.caller):
+            parsed = await self._service.read(lambda: detokenize_request(request), size_bytes=request.ByteSize())
+            return glm_pb2.DetokenizeResponse(prompt=await detokenize(self._service, parsed))
+
+    async def GetServerInfo(self, request: glm_pb2.GetServerInfoRequest, context: KnownCall) -> glm_pb2.ServerInfo:
+        """Say what the server is made of."""
+        return server_info_message(self._server.info(self._service.infos))
+
+    async def GetLoad(self, request: glm_pb2.GetLoadRequest, context: KnownCall) -> glm_pb2.Load:
+        """Say how busy the server is."""
+        return load_message(await self._server.load())

@@ -3,7 +3,8 @@
 Knows paths and statuses, nothing of models or engines.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -14,9 +15,11 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
+from glm_cluster.api.about import about_routes
 from glm_cluster.api.access import Access
 from glm_cluster.api.account import Account
 from glm_cluster.api.answers import Delta, collect
+from glm_cluster.api.docs import document_routes
 from glm_cluster.api.encoding_replies import classification_pieces, embedding_pieces, token_pieces
 from glm_cluster.api.encodings import classify, classify_tokens, embed
 from glm_cluster.api.exchange import Endpoint, Outgoing
@@ -24,6 +27,7 @@ from glm_cluster.api.gate import Gate
 from glm_cluster.api.generations import Prepared
 from glm_cluster.api.inputs import ClassifyRequest, ClassifyTokensRequest, EmbeddingRequest
 from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest, GenerationBody
+from glm_cluster.api.openapi import document
 from glm_cluster.api.replies import (
     CHAT,
     COMPLETION,
@@ -33,54 +37,52 @@ from glm_cluster.api.replies import (
     Head,
     asked,
     http_error_body,
-    models_body,
     whole_reply,
 )
+from glm_cluster.api.server import Server
+from glm_cluster.api.server_replies import DetokenizeBody, tokenize_pieces
 from glm_cluster.api.service import Service
 from glm_cluster.api.strict_json import decode_json
+from glm_cluster.api.tokenization import DetokenizeRequest, TokenizeRequest, detokenize, tokenize
 from glm_cluster.metrics import Meters
 
-_ROUTES = (
-    "GET /v1/models, POST /v1/chat/completions, POST /v1/completions, POST /v1/embeddings, POST /v1/classify, "
-    "POST /v1/classify_tokens"
-)
 
-
-def build_http_app(
-    service: Service, ready: Callable[[], Awaitable[bool]], meters: Meters, access: Access | None = None
-) -> FastAPI:
-    """The whole HTTP surface. `ready` says whether a request would be answered now; without `access` anyone may ask."""
+def build_http_app(service: Service, server: Server, meters: Meters, access: Access | None = None) -> FastAPI:
+    """The whole HTTP surface; without `access` anyone may ask."""
     access = access or Access(meters=meters)
     max_body_bytes = access.limits.max_body_bytes
-
-    async def health(request: Request) -> JSONResponse:
-        return JSONResponse({"status": "ok"}) if await ready() else JSONResponse({"status": "not ready"}, 503)
-
-    async def models(request: Request) -> JSONResponse:
-        return JSONResponse(models_body(service.infos))
-
-    posts = {
+    posts: dict[str, Callable[[bytes, Outgoing], Coroutine[object, object, None]]] = {
         "/v1/chat/completions": _Generating(CHAT, _prepare_chat, service, access).answer,
         "/v1/completions": _Generating(COMPLETION, _prepare_completion, service, access).answer,
         "/v1/embeddings": _Encoding("embeddings", _embeddings, service, access).answer,
         "/v1/classify": _Encoding("classify", _classify, service, access).answer,
         "/v1/classify_tokens": _Encoding("classify_tokens", _classify_tokens, service, access).answer,
+        **dict.fromkeys(("/tokenize", "/v1/tokenize"), _Encoding("tokenize", _tokenize, service, access).answer),
+        **dict.fromkeys(
+            ("/detokenize", "/v1/detokenize"), _Encoding("detokenize", _detokenize, service, access).answer
+        ),
     }
+    routes = [
+        *(
+            Route(path, Endpoint(answer, max_body_bytes=max_body_bytes), methods=["POST"])
+            for path, answer in posts.items()
+        ),
+        *about_routes(service, server),
+        *document_routes(lambda: document(service.infos)),
+    ]
+    known = ", ".join(f"{'POST' if route.path in posts else 'GET'} {route.path}" for route in routes)
+
+    async def http_error(request: Request, error: Exception) -> JSONResponse:
+        return _http_error(request, error, known)
+
     return FastAPI(
         docs_url=None,
         redoc_url=None,
         openapi_url=None,  # our bodies are read by hand, so FastAPI could not describe them
         redirect_slashes=False,
-        exception_handlers={HTTPException: _http_error},
+        exception_handlers={HTTPException: http_error},
         middleware=[Middleware(Gate, access=access)],
-        routes=[
-            *(
-                Route(path, Endpoint(answer, max_body_bytes=max_body_bytes), methods=["POST"])
-                for path, answer in posts.items()
-            ),
-            Route("/v1/models", models),
-            Route("/health", health),
-        ],
+        routes=[*routes],
     )
 
 
@@ -125,9 +127,9 @@ class _Generating:
         with self._access.request("http", self._dialect.route, out.caller) as account:
             request_id = self._dialect.id_prefix + out.caller.request_id
             order = await self._prepare(self._service, request_id, body)
-            account.admit_generations(order.prepared, model=order.model)
+            prepared = account.admit_generations(order.prepared, model=order.model)
             head = Head(id=request_id, model=order.model)
-            stream = self._service.stream(order.prepared)
+            stream = self._service.stream(prepared)
             async with aclosing(stream), aclosing(account.metered(stream, streamed=order.stream)) as deltas:
                 if order.stream:
                     await _stream(EventWriter(self._dialect, head, order.told), deltas, out)
@@ -175,6 +177,18 @@ async def _classify_tokens(service: Service, account: Account, body: bytes) -> l
     return await answers.window.drain(token_pieces(answers, include_scores=request.include_scores), len)
 
 
+async def _tokenize(service: Service, account: Account, body: bytes) -> list[bytes]:
+    request = await service.read(lambda: TokenizeRequest.parse(decode_json(body)), size_bytes=len(body))
+    tokenized = await tokenize(service, request)
+    return await tokenized.window.drain(tokenize_pieces(tokenized), len)
+
+
+async def _detokenize(service: Service, account: Account, body: bytes) -> list[bytes]:
+    request = await service.read(lambda: DetokenizeRequest.parse(decode_json(body)), size_bytes=len(body))
+    reply: DetokenizeBody = {"prompt": await detokenize(service, request)}
+    return [json.dumps(reply).encode()]
+
+
 async def _stream(writer: EventWriter, deltas: AsyncGenerator[Delta, None], out: Outgoing) -> None:
     """Send events as deltas come. An error before the first delta still becomes a proper status."""
     first = await anext(deltas)
@@ -185,11 +199,11 @@ async def _stream(writer: EventWriter, deltas: AsyncGenerator[Delta, None], out:
     await out.end()
 
 
-async def _http_error(request: Request, error: Exception) -> JSONResponse:
+def _http_error(request: Request, error: Exception, known: str) -> JSONResponse:
     """What only HTTP can get wrong, in OpenAI's shape."""
     assert isinstance(error, HTTPException)
     words = {
-        404: (f"no route {request.url.path}; there are {_ROUTES}", "unknown_route"),
+        404: (f"no route {request.url.path}; there are {known}", "unknown_route"),
         405: (f"{request.url.path} does not take {request.method}", "method_not_allowed"),
     }
     message, code = words.get(error.status_code, (error.detail, "http_error"))

@@ -3,7 +3,7 @@
 Both wires share one validator: a message becomes the mapping that the same request would be in JSON.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 from google.protobuf.message import Message
@@ -41,7 +41,7 @@ _FINISHES: dict[ChoiceFinish | None, glm_pb2.FinishReason] = {
     "length": glm_pb2.FINISH_REASON_LENGTH,
     "tool_calls": glm_pb2.FINISH_REASON_TOOL_CALLS,
 }
-_TASKS: dict[Task, glm_pb2.Task] = {
+TASKS: dict[Task, glm_pb2.Task] = {
     "generate": glm_pb2.TASK_GENERATE,
     "classify": glm_pb2.TASK_CLASSIFY,
     "classify-tokens": glm_pb2.TASK_CLASSIFY_TOKENS,
@@ -51,12 +51,11 @@ _TASKS: dict[Task, glm_pb2.Task] = {
 
 def chat_request(message: glm_pb2.ChatRequest, *, stream: bool) -> ChatCompletionRequest:
     """Validate a conversation."""
-    if len(message.messages) > MAX_ITEMS:  # before each is looked into for unknown fields
-        raise InvalidRequest(f"messages: {too_many(MAX_ITEMS)}", param="messages")
+    refuse_many(message.messages)
     raw = _raw(message, stream=stream)
     if len(message.tools) > MAX_TOOLS:
         raise InvalidRequest(f"tools: {too_many(MAX_TOOLS)}", param="tools")
-    raw["messages"] = [_turn(turn) for turn in message.messages]
+    raw["messages"] = turns(message.messages)
     if message.tools:
         raw["tools"] = [tool_mapping(tool, f"tools.{index}") for index, tool in enumerate(message.tools)]
     if message.HasField("tool_choice"):
@@ -114,6 +113,17 @@ def fields_given(message: Message) -> dict[str, Any]:
     if unknown := sorted(set(_unknown_fields(message, ""))):
         raise InvalidRequest(f"unsupported fields: {', '.join(unknown)}; leave them out", param=unknown[0])
     return {field.name: value for field, value in message.ListFields()}
+
+
+def refuse_many(messages: Sized) -> None:
+    """Refuse a long conversation before each message is looked into for unknown fields."""
+    if len(messages) > MAX_ITEMS:
+        raise InvalidRequest(f"messages: {too_many(MAX_ITEMS)}", param="messages")
+
+
+def turns(messages: Iterable[glm_pb2.ChatMessage]) -> list[dict[str, object]]:
+    """A conversation as in JSON."""
+    return [_turn(message) for message in messages]
 
 
 def _turn(message: glm_pb2.ChatMessage) -> dict[str, object]:
@@ -267,7 +277,7 @@ def model_message(info: ModelInfo) -> glm_pb2.Model:
         id=info.name,
         created=info.created,
         max_model_len=info.max_model_len,
-        task=_TASKS[info.task],
+        task=TASKS[info.task],
         labels=info.labels,
     )
 

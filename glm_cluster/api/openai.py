@@ -29,8 +29,7 @@ from glm_cluster.api.fields import (
 )
 from glm_cluster.api.schema import Body, Count, FewIds, FirstFault, Schema, at_most
 from glm_cluster.api.tools import Calls, FunctionName, ToolFields
-
-MAX_CHOICES = 256  # of one request: prompts x n
+from glm_cluster.config import MOST_CHOICES
 
 
 class Message(Schema):
@@ -220,8 +219,8 @@ class CompletionRequest(GenerationBody):
 
     @model_validator(mode="after")
     def _choices_are_bounded(self) -> Self:
-        if (num_choices := len(self.prompts) * self.n) > MAX_CHOICES:
+        if (num_choices := len(self.prompts) * self.n) > MOST_CHOICES:
             raise ValueError(
-                f"n: {num_choices} choices (prompts x n) are more than {MAX_CHOICES}; send fewer at a time"
+                f"n: {num_choices} choices (prompts x n) are more than {MOST_CHOICES}; send fewer at a time"
             )
         return self

@@ -4,7 +4,9 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypedDict
+from typing import Literal
+
+from typing_extensions import TypedDict
 
 from glm_cluster.api.answers import Answer, Answers, CallDelta, ChoiceFinish, Delta, Place, ToolCall, Usage
 from glm_cluster.api.generations import Prepared
@@ -18,7 +20,6 @@ from glm_cluster.api.logprobs import (
 )
 from glm_cluster.api.openai import GenerationBody
 from glm_cluster.errors import GlmError, InvalidRequest
-from glm_cluster.records import ModelInfo
 
 DONE = b"data: [DONE]\n\n"
 
@@ -321,32 +322,29 @@ def usage_body(usage: Usage) -> UsageBody:
     }
 
 
-def error_body(error: GlmError) -> dict[str, object]:
+class Fault(TypedDict):
+    """What went wrong; `param` names the field at fault where there is one."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorBody(TypedDict):
     """An error in OpenAI's shape."""
-    fault = {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}
-    return {"error": fault}
+
+    error: Fault
 
 
-def http_error_body(message: str, code: str) -> dict[str, object]:
+def error_body(error: GlmError) -> ErrorBody:
+    """An error in OpenAI's shape."""
+    return {"error": {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}}
+
+
+def http_error_body(message: str, code: str) -> ErrorBody:
     """The same for what only HTTP can get wrong: a path, a method, a body's size."""
     return {"error": {"message": message, "type": InvalidRequest.kind, "param": None, "code": code}}
-
-
-def models_body(infos: Sequence[ModelInfo]) -> dict[str, object]:
-    """The list of models; those that classify with their labels."""
-    return {"object": "list", "data": [_model_body(info) for info in infos]}
-
-
-def _model_body(info: ModelInfo) -> dict[str, object]:
-    model = {
-        "id": info.name,
-        "object": "model",
-        "created": info.created,
-        "owned_by": "glm_cluster",
-        "max_model_len": info.max_model_len,
-        "task": info.task,
-    }
-    return model | {"labels": info.labels} if info.labels else model
 
 
 def _choice(

@@ -103,6 +103,10 @@ class Body(Schema):
             raise _refusal(error.errors(include_url=False, include_context=False, include_input=False)) from error
 
 
+class ModelName(Body):
+    """A request that is nothing but a name."""
+
+
 def _refusal(details: list[ErrorDetails]) -> InvalidRequest:
     """One sentence for all that is wrong, of bounded length; `param` is the first field at fault."""
     faults = [(_path(detail["loc"]), detail) for detail in details]

@@ -5,16 +5,17 @@ out, and how models answer that give numbers instead of text.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TypeVar
 
 from glm_cluster.api.answers import Delta, Usage
 from glm_cluster.api.choices import choice_deltas
 from glm_cluster.api.demand import demanded_calls, under
 from glm_cluster.api.generations import Prepared, Prompt, generations, stop_ids
-from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest, GenerationBody
+from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest, GenerationBody, Message
 from glm_cluster.api.reading import Reading
 from glm_cluster.api.tools import MAX_PARAMETERS_BYTES
 from glm_cluster.api.window import EncodeWindow
@@ -32,6 +33,7 @@ from glm_cluster.text.tokenizer import Segment, Tokenizer
 from glm_cluster.text.tools.conversation import conversation
 from glm_cluster.text.tools.dialect import Dialect, dialect_of
 from glm_cluster.text.tools.prompt import thinking_at_end, with_thinking_closed
+from glm_cluster.text.tools.tool import Tool
 
 T = TypeVar("T")
 _MESSAGE_BYTES = 64  # what a message costs to render besides its text
@@ -55,6 +57,11 @@ class ServedModel:
     dialect: Dialect | None = None  # None: as the template says
     generator: Generator | None = None
     encoder: Encoder | None = None
+
+    @property
+    def speech(self) -> Dialect:
+        """How the model takes tools in and writes calls out."""
+        return self.dialect or dialect_of("" if self.template is None else self.template.source, ())
 
     def __post_init__(self) -> None:
         """Refuse what could answer no request."""
@@ -81,11 +88,16 @@ class Service:
         """What is served, in the order of the configuration."""
         return [model.info for model in self._models.values()]
 
-    def model(self, name: str, task: Task) -> ServedModel:
-        """The model of that name; refused if there is none, or if it does something else than `task`."""
+    def named(self, name: str) -> ServedModel:
+        """The model of that name; refused if there is none."""
         if (found := self._models.get(name)) is None:
             served = ", ".join(map(repr, self._models))
             raise ModelNotFound(f"no model {name!r} here; this cluster serves {served}", param="model")
+        return found
+
+    def model(self, name: str, task: Task) -> ServedModel:
+        """The model of that name; refused if there is none, or if it does something else than `task`."""
+        found = self.named(name)
         if found.info.task != task:
             raise InvalidRequest(
                 f"model: {name!r} is served for another task, {found.info.task!r}; ask it by {_WAYS[found.info.task]}",
@@ -101,35 +113,24 @@ class Service:
     async def prepare_chat(self, request_id: str, request: ChatCompletionRequest) -> Prepared:
         """Render and tokenise a conversation; refuse what its model can never answer."""
         model = self.model(request.model, "generate")
-        if (template := model.template) is None:
-            raise InvalidRequest(
-                f"model: {request.model!r} has no chat template; use POST /v1/completions (gRPC: Generate)",
-                param="model",
-            )
-        template.check_variables(request.chat_template_kwargs)
+        options = {
+            "add_generation_prompt": request.opens_answer,
+            "continue_final_message": request.continue_final_message,
+        }
         specials = model.tokenizer.special_ids
-        dialect = model.dialect or dialect_of(template.source, specials)
-        demand = demanded_calls(request, dialect, specials)
-
-        def render() -> tuple[Segment, ...]:
-            said = conversation([message.turn for message in request.messages], request.offered, dialect)
-            prompt = template.render(
-                said.messages,
-                add_generation_prompt=request.opens_answer,
-                continue_final_message=request.continue_final_message,
-                variables={**VARIABLES, **request.chat_template_kwargs, **said.variables},
-            )
-            if demand is not None and dialect.thinks and dialect.family is not None:
-                return with_thinking_closed(prompt, specials, dialect.family)
-            return prompt
-
-        size_bytes = sum(_MESSAGE_BYTES + message.size_bytes for message in request.messages)
-        size_bytes += MAX_PARAMETERS_BYTES * len(request.tools)
-        rendered = await model.window.off_loop(render, size_bytes=size_bytes)
+        demand = demanded_calls(request, model.speech, specials)
+        rendered = await self.rendered(
+            model,
+            request.messages,
+            request.chat_template_kwargs,
+            tools=request.offered,
+            closes_thinking=demand is not None,
+            **options,
+        )
         prompt = Prompt(ids=await model.window.encode(rendered), param="messages")
         reading = Reading(
-            dialect=dialect,
-            tools=dialect.understood(request.offered),
+            dialect=model.speech,
+            tools=model.speech.understood(request.offered),
             thinking=thinking_at_end(rendered, specials),
             certain=demand is not None,
             parallel=request.parallel_tool_calls,
@@ -139,6 +140,46 @@ class Service:
         if demand is not None:
             made = replace(made, generations=tuple(under(demand, one) for one in made.generations))
         return replace(made, reading=reading) if reading.is_needed else made
+
+    async def rendered(
+        self,
+        model: ServedModel,
+        messages: Sequence[Message],
+        variables: Mapping[str, object] = MappingProxyType({}),
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Tool] = (),
+        closes_thinking: bool = False,
+    ) -> tuple[Segment, ...]:
+        """A conversation in the model's chat template, made on another thread if it is long.
+
+        `closes_thinking`: so that the model answers without reasoning.
+        """
+        if (template := model.template) is None:
+            raise InvalidRequest(
+                f"model: {model.info.name!r} has no chat template; send a prompt, as POST /v1/completions takes it "
+                "(gRPC: Generate)",
+                param="model",
+            )
+        template.check_variables(variables)
+        dialect = model.speech
+        specials = model.tokenizer.special_ids
+
+        def render() -> tuple[Segment, ...]:
+            said = conversation([message.turn for message in messages], tools, dialect)
+            prompt = template.render(
+                said.messages,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                variables={**VARIABLES, **variables, **said.variables},
+            )
+            if closes_thinking and dialect.thinks and dialect.family is not None:
+                return with_thinking_closed(prompt, specials, dialect.family)
+            return prompt
+
+        size_bytes = sum(_MESSAGE_BYTES + message.size_bytes for message in messages)
+        return await model.window.off_loop(render, size_bytes=size_bytes + MAX_PARAMETERS_BYTES * len(tools))
 
     async def prepare_completion(self, request_id: str, request: CompletionRequest) -> Prepared:
         """Tokenise prompts unless they are ids already; refuse what their model can never continue."""

@@ -195,7 +195,7 @@ class BytesRead:
 def _request_out(request: Request) -> list[Any]:
     head = [request.request_id, request.attempt, request.prompt]
     if isinstance(request, EncodeRequest):
-        return ["encode", *head, request.pooling]
+        return ["encode", *head, request.pooling, request.cache_salt]
     sampling = _sampling_out(request.sampling)
     return ["generate", *head, request.output, request.max_drafts, request.priority, request.cache_salt, sampling]
 
@@ -203,8 +203,10 @@ def _request_out(request: Request) -> list[Any]:
 def _request_in(row: Sequence[Any]) -> Request:
     kind, request_id, attempt, prompt, *rest = row
     if kind == "encode":
-        (pooling,) = rest
-        return EncodeRequest(request_id=request_id, attempt=attempt, prompt=tuple(prompt), pooling=pooling)
+        pooling, cache_salt = rest
+        return EncodeRequest(
+            request_id=request_id, attempt=attempt, prompt=tuple(prompt), pooling=pooling, cache_salt=cache_salt
+        )
     output, max_drafts, priority, cache_salt, sampling = rest
     return GenerationRequest(
         request_id=request_id,

@@ -8,7 +8,9 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayT
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from glm_cluster.deploy.channel import Loss, Receipt, Submission
+from glm_cluster.deploy.routing import known_loads
 from glm_cluster.errors import GlmError
+from glm_cluster.records import ReplicaLoad
 
 _PROBE_S = 10.0
 
@@ -17,6 +19,7 @@ class Fleet:
     """Sends submissions and probes to whichever replica the router picks."""
 
     def __init__(self, handle: Any) -> None:
+        self._deployment = handle.deployment_id
         self._run = handle.run
         self._probe = handle.probe
 
@@ -34,18 +37,32 @@ class Fleet:
             return Loss("the replica cancelled the call", "moved")
         return call.result()
 
+    async def alive(self) -> bool:
+        """Whether a replica has an engine."""
+        return await self._says_yes(step=False)
+
     async def ready(self) -> bool:
-        """Whether a replica can make a step now."""
+        """Whether a replica all of whose ranks can make a step now."""
+        return await self._says_yes(step=True)
+
+    async def loads(self) -> list[ReplicaLoad]:
+        """What the replicas in service last told the routers of themselves: a second or two old."""
+        if (known := known_loads(self._deployment)) is None:
+            await self.alive()  # the first call is what makes the router
+            known = known_loads(self._deployment)
+        return known or []
+
+    async def _says_yes(self, *, step: bool) -> bool:
         # An empty context: the call must not inherit the id and protocol of the client's own request.
-        call = asyncio.get_running_loop().create_task(self._ask(), context=Context())
+        call = asyncio.get_running_loop().create_task(self._ask(step=step), context=Context())
         done, _ = await asyncio.wait([call], timeout=_PROBE_S)
         if not done:
             call.cancel()
             return False
         return call.result()
 
-    async def _ask(self) -> bool:
-        response = self._probe.remote()
+    async def _ask(self, *, step: bool) -> bool:
+        response = self._probe.remote(step)
         try:
             return bool(await response)
         except asyncio.CancelledError:

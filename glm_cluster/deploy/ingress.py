@@ -6,27 +6,31 @@ entrances.
 
 import asyncio
 import gc
+import platform
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
 
-from glm_cluster.config import ClusterConfig, ModelConfig
+from glm_cluster import __version__
+from glm_cluster.config import ClusterConfig, DtypeName, ModelConfig
 from glm_cluster.deploy.fleet import Fleet
 from glm_cluster.deploy.inbox import Inbox
 from glm_cluster.deploy.meters import RayMeters
 from glm_cluster.deploy.relay import Relay
 from glm_cluster.model.config import GlmConfig
-from glm_cluster.records import ModelInfo
+from glm_cluster.records import ModelInfo, ReplicaLoad
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from glm_cluster.api.server import EngineFacts, Versions
     from glm_cluster.api.service import ServedModel
 
 
@@ -43,6 +47,7 @@ class GlmIngress:
         from glm_cluster.api.access import Access
         from glm_cluster.api.callers import Callers
         from glm_cluster.api.grpc import GlmGrpc
+        from glm_cluster.api.server import Server
         from glm_cluster.api.service import Service
         from glm_cluster.api.usage_log import UsageLog
 
@@ -54,11 +59,18 @@ class GlmIngress:
             self._served(config, model, fleet) for model, fleet in zip(config.models, self._fleets, strict=True)
         ]
         self._service = Service(models=self._models, meters=self._meters)
+        self._server = Server(
+            versions=versions(),
+            engines={model.name: engine_facts(model, _stored(model)) for model in config.models},
+            alive=self._alive,
+            ready=self._ready,
+            replica_loads=self._loads,
+        )
         callers = Callers(None if config.api_keys_file is None else Path(config.api_keys_file))
         self._usage_log = None if config.usage_log is None else UsageLog(Path(config.usage_log), self._meters)
         self._access = Access(meters=self._meters, callers=callers, limits=config.limits, usage_log=self._usage_log)
         self._key_watch = asyncio.create_task(callers.watch())
-        self._grpc = GlmGrpc(self._service, self._ready, self._meters, self._access)
+        self._grpc = GlmGrpc(self._service, self._server, self._meters, self._access)
         gc.collect()
         gc.freeze()  # what is here now stays, and each full collection would hold the loop up 60 ms to find that out
 
@@ -70,7 +82,7 @@ class GlmIngress:
         from glm_cluster.text.tools.dialect import dialect_of
 
         directory = Path(model.engine.model)
-        stored = GlmConfig.from_directory(directory)
+        stored = _stored(model)
         tokenizer = Tokenizer.from_directory(directory)
         tokenizer.check_fits(vocab_size=stored.vocab_size, special_ids=stored.special_ids, where=directory)
         relay = Relay(
@@ -106,14 +118,23 @@ class GlmIngress:
             encoder=None if generates else relay,
         )
 
+    async def _alive(self) -> bool:
+        """Whether every model has a replica with an engine."""
+        return all(await asyncio.gather(*(fleet.alive() for fleet in self._fleets)))
+
     async def _ready(self) -> bool:
-        """Whether every model has a replica that can make a step now."""
+        """Whether every model has a replica all of whose ranks can make a step now."""
         return all(await asyncio.gather(*(fleet.ready() for fleet in self._fleets)))
+
+    async def _loads(self) -> Mapping[str, Sequence[ReplicaLoad]]:
+        """What the replicas of each model last said of themselves."""
+        loads = await asyncio.gather(*(fleet.loads() for fleet in self._fleets))
+        return {model.info.name: load for model, load in zip(self._models, loads, strict=True)}
 
     def __serve_build_asgi_app__(self) -> "FastAPI":  # the name Serve looks for
         from glm_cluster.api.http import build_http_app
 
-        return build_http_app(self._service, self._ready, self._meters, self._access)
+        return build_http_app(self._service, self._server, self._meters, self._access)
 
     async def __del__(self) -> None:
         """Called by Serve on an orderly stop."""
@@ -156,6 +177,26 @@ class GlmIngress:
         """As above."""
         return await self._grpc.ListModels(request, grpc_context)
 
+    async def GetModel(self, request: Any, grpc_context: Any) -> Any:
+        """As above."""
+        return await self._grpc.GetModel(request, grpc_context)
+
+    async def Tokenize(self, request: Any, grpc_context: Any) -> Any:
+        """As above."""
+        return await self._grpc.Tokenize(request, grpc_context)
+
+    async def Detokenize(self, request: Any, grpc_context: Any) -> Any:
+        """As above."""
+        return await self._grpc.Detokenize(request, grpc_context)
+
+    async def GetServerInfo(self, request: Any, grpc_context: Any) -> Any:
+        """As above."""
+        return await self._grpc.GetServerInfo(request, grpc_context)
+
+    async def GetLoad(self, request: Any, grpc_context: Any) -> Any:
+        """As above."""
+        return await self._grpc.GetLoad(request, grpc_context)
+
     async def Check(self, request: Any, grpc_context: Any) -> Any:
         """grpc.health.v1."""
         return await self._grpc.Check(request, grpc_context)
@@ -165,6 +206,47 @@ class GlmIngress:
         async with aclosing(self._grpc.Watch(request, grpc_context)) as messages:
             async for message in messages:
                 yield message
+
+
+def versions() -> "Versions":
+    """What this process runs on, found without importing torch."""
+    from glm_cluster.api.server import Versions
+
+    return Versions(
+        glm_cluster=__version__,
+        python=platform.python_version(),
+        torch=metadata.version("torch"),
+        ray=ray.__version__,
+    )
+
+
+def _stored(model: ModelConfig) -> GlmConfig:
+    return GlmConfig.from_directory(Path(model.engine.model))
+
+
+def engine_facts(model: ModelConfig, stored: GlmConfig) -> "EngineFacts":
+    """How the model is run, by its settings and its config.json alone."""
+    from glm_cluster.api.server import EngineFacts
+
+    engine = model.engine
+    return EngineFacts(
+        dtype=_dtype(engine.dtype, stored),
+        device=engine.device,
+        quantization=engine.quantization,
+        tensor_parallel_size=engine.tp,
+        min_replicas=model.min_replicas,
+        max_replicas=model.max_replicas,
+        max_running=engine.max_running,
+        max_waiting=engine.max_waiting,
+        speculative_tokens=engine.speculative_tokens,
+    )
+
+
+def _dtype(asked: DtypeName, stored: GlmConfig) -> str:
+    """What `auto` means, where config.json says it; half precision is computed in bfloat16."""
+    if asked != "auto" or stored.dtype is None:
+        return asked
+    return "bfloat16" if stored.dtype == "float16" else stored.dtype
 
 
 def model_info(model: ModelConfig, stored: GlmConfig, *, created: int) -> ModelInfo:

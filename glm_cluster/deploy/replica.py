@@ -62,10 +62,15 @@ class GlmReplica:
         elif time.monotonic() - self._down_since > _RESTART_S:
             raise EngineUnavailable(f"{self._name}: no group for {_RESTART_S / 60:g} min")
 
-    async def probe(self) -> bool:
-        """Whether a step can be had here."""
+    async def probe(self, step: bool) -> bool:
+        """Whether there is an engine here; with `step`, whether all its ranks have made a step since the last probe.
+
+        An engine that is here made its first step before it was shown to anyone.
+        """
         if (group := self._group) is None:
             return False
+        if not step:
+            return True
         try:
             await self._prove(group)
         except GlmError:

@@ -2,7 +2,7 @@
 
 from typing import TypeAlias
 
-from glm_cluster.engine.blocks import ROOT_HASH, block_hash, root_hash
+from glm_cluster.engine.blocks import block_hash, root_hash
 from glm_cluster.engine.constraint import Constraint
 from glm_cluster.engine.lookup import PromptLookup
 from glm_cluster.engine.past import Past
@@ -33,8 +33,8 @@ class Sequence:
         self.sampling = request.sampling if isinstance(request, GenerationRequest) else None
         self.pooling = request.pooling if isinstance(request, EncodeRequest) else None
         self.pooled: Pooled | None = None
-        self.scores: list[TokenLogprobs] = []  # of the prompt's tokens so far but the first
         self.priority = request.priority if isinstance(request, GenerationRequest) else 0
+        self.scores: list[TokenLogprobs] = []  # of the prompt's tokens so far but the first
         self.tokens = [*request.prompt, *(request.output if isinstance(request, GenerationRequest) else ())]
         self.max_len = len(request.prompt) + max_tokens
         self.num_computed = 0
@@ -46,7 +46,7 @@ class Sequence:
         self.past = None if self.sampling is None else self._past(self.sampling, constraint)
         self._max_drafts = max_drafts
         self._block_tokens = block_tokens
-        self._root_hash = root_hash(request.cache_salt) if isinstance(request, GenerationRequest) else ROOT_HASH
+        self._root_hash = root_hash(request.cache_salt)
         self._hashes: list[bytes] = []
 
     def _past(self, sampling: SamplingParams, constraint: Constraint | None) -> Past:

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import tokenizers
 
 from glm_cluster.errors import CheckpointError
-from glm_cluster.text.alphabet import unspell
+from glm_cluster.text.alphabet import spell, unspell
 from glm_cluster.text.tokenizer_file import Ranges, TokenizerFile, unused_ids
 
 
@@ -49,6 +49,7 @@ class Tokenizer:
         added = content.get("added_tokens") or []
         table = _token_bytes(content["model"]["vocab"], added)
         self.special_ids: Mapping[str, int] = MappingProxyType({token["content"]: token["id"] for token in added})
+        self._added = {token["id"]: token["content"] for token in added}
         self.frame = _frame(content.get("post_processor"))
         self._token_bytes = tuple(table.get(id, b"") for id in range(max(table) + 1))
         self._used = frozenset(table)
@@ -112,6 +113,17 @@ class Tokenizer:
         """Return the bytes that `ids` stand for. Control tokens and ids without a token stand for none."""
         known = self._token_bytes
         return b"".join([known[id] for id in ids if id < len(known)])
+
+    def spelt_out(self, ids: Iterable[int]) -> str:
+        """Return the text of `ids` as `decode` does, but with the control tokens' own strings in it."""
+        known, added = self._token_bytes, self._added
+        parts = [added[id].encode() if id in added else known[id] for id in ids if id < len(known)]
+        return b"".join(parts).decode("utf-8", "replace")
+
+    def spellings(self, ids: Iterable[int]) -> list[str]:
+        """Return each of `ids` as the vocabulary spells it: bytes in GPT-2's alphabet; an id without a token as ""."""
+        known, added = self._token_bytes, self._added
+        return [added.get(id) or (spell(known[id]) if id < len(known) else "") for id in ids]
 
     def spelling(self, id: int) -> bytes:
         """Return what a token is shown as by itself: its bytes, or a control token's name; none without a token."""

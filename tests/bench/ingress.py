@@ -21,7 +21,9 @@ from pathlib import Path
 import httpx
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from support.about import server_of  # noqa: E402
 
 from glm_cluster.api.http import build_http_app  # noqa: E402
 from glm_cluster.api.service import ServedModel, Service  # noqa: E402
@@ -73,10 +75,7 @@ async def _measure(options: argparse.Namespace) -> dict[str, dict[str, float]]:
         generator=engine,
     )
 
-    async def ready() -> bool:
-        return True
-
-    app = build_http_app(Service(models=[model], meters=NoMeters()), ready, NoMeters())
+    app = build_http_app(Service(models=[model], meters=NoMeters()), server_of([model.info]), NoMeters())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://bench") as client:
         found = {}
         await window.off_loop(lambda: None, size_bytes=MEGABYTE)  # so that its thread is there

@@ -1,11 +1,12 @@
 """Sharded equals unsharded, and the collectives of a step are exactly those the design allows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from support.engines import drain, mixed_requests
+from support.engines import drain, drain_events, mixed_requests
 from support.groups import join_threads, on_every_rank, open_group
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from glm_cluster.config import EngineConfig
 from glm_cluster.engine.engine import open_engine
 from glm_cluster.model.loading import load_model
 from glm_cluster.model.ranks import Backend, Ranks
+from glm_cluster.records import TokenEvent, TokenLogprobs
 
 pytestmark = pytest.mark.parallel
 
@@ -57,6 +59,27 @@ def test_two_all_reduces_a_layer_one_for_the_embedding_one_gather(checkpoint: Ca
         rank.calls.clear()
     engine.step()
     assert [rank.calls for rank in ranks] == [["sum"] * (1 + 2 * 3) + ["gather"]] * 2
+
+
+def test_only_rank_0_needs_to_know_what_is_asked_of_the_logits(checkpoint: Callable[..., Path]) -> None:
+    """Penalties, masks and log-probabilities of the prompt, which is gathered a few rows at a time."""
+    config = EngineConfig(model=str(checkpoint()), dtype="float32", step_tokens=100)
+    asked = {"presence_penalty": 0.5, "repetition_penalty": 1.2, "min_tokens": 4, "bad_words": ((7,), (5, 6))}
+    requests = [
+        replace(one, sampling=replace(one.sampling, **asked, logprobs=2, prompt_logprobs=1))
+        for one in mixed_requests(6, vocab_size=301, max_tokens=12)
+    ]
+    group, _ = open_group(config, 2)
+    ours, wanted = drain_events(group, requests), drain_events(open_engine(config), requests)
+    for request in requests:
+        told, expected = ([*_told(events[request.request_id])] for events in (ours, wanted))
+        assert [one.logprob for one in told] == pytest.approx([one.logprob for one in expected], abs=1e-4)
+        assert len(told) == len(request.prompt) - 1 + sum(len(e.tokens) for e in ours[request.request_id])
+
+
+def _told(events: Sequence[TokenEvent]) -> Iterator[TokenLogprobs]:
+    yield from (one for one in events[0].prompt_logprobs if one is not None)
+    yield from (one for event in events for one in event.logprobs)
 
 
 @pytest.mark.parametrize("backend", [None, "gloo"])

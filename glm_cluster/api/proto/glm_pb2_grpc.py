@@ -70,6 +70,31 @@ class GlmStub(object):
                 request_serializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.GetModel = channel.unary_unary(
+                '/glm_cluster.v1.Glm/GetModel',
+                request_serializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.GetModelRequest.SerializeToString,
+                response_deserializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.Model.FromString,
+                _registered_method=True)
+        self.Tokenize = channel.unary_unary(
+                '/glm_cluster.v1.Glm/Tokenize',
+                request_serializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.TokenizeRequest.SerializeToString,
+                response_deserializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.TokenizeResponse.FromString,
+                _registered_method=True)
+        self.Detokenize = channel.unary_unary(
+                '/glm_cluster.v1.Glm/Detokenize',
+                request_serializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.DetokenizeRequest.SerializeToString,
+                response_deserializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.DetokenizeResponse.FromString,
+                _registered_method=True)
+        self.GetServerInfo = channel.unary_unary(
+                '/glm_cluster.v1.Glm/GetServerInfo',
+                request_serializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.GetServerInfoRequest.SerializeToString,
+                response_deserializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.ServerInfo.FromString,
+                _registered_method=True)
+        self.GetLoad = channel.unary_unary(
+                '/glm_cluster.v1.Glm/GetLoad',
+                request_serializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.GetLoadRequest.SerializeToString,
+                response_deserializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.Load.FromString,
+                _registered_method=True)
 
 
 class GlmServicer(object):
@@ -125,6 +150,41 @@ class GlmServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetModel(self, request, context):
+        """Describes one served model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Tokenize(self, request, context):
+        """Turns a text or a conversation into the token ids that a model would be given.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Detokenize(self, request, context):
+        """Turns token ids into text, control tokens written out.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetServerInfo(self, request, context):
+        """Says what the server is made of and how its models are run.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetLoad(self, request, context):
+        """Says how busy the server is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GlmServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -162,6 +222,31 @@ def add_GlmServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.ListModelsRequest.FromString,
                     response_serializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'GetModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModel,
+                    request_deserializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.GetModelRequest.FromString,
+                    response_serializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.Model.SerializeToString,
+            ),
+            'Tokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tokenize,
+                    request_deserializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.TokenizeRequest.FromString,
+                    response_serializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.TokenizeResponse.SerializeToString,
+            ),
+            'Detokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Detokenize,
+                    request_deserializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.DetokenizeRequest.FromString,
+                    response_serializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.DetokenizeResponse.SerializeToString,
+            ),
+            'GetServerInfo': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetServerInfo,
+                    request_deserializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.GetServerInfoRequest.FromString,
+                    response_serializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.ServerInfo.SerializeToString,
+            ),
+            'GetLoad': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLoad,
+                    request_deserializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.GetLoadRequest.FromString,
+                    response_serializer=glm__cluster_dot_api_dot_proto_dot_glm__pb2.Load.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -354,6 +439,141 @@ class Glm(object):
             '/glm_cluster.v1.Glm/ListModels',
             glm__cluster_dot_api_dot_proto_dot_glm__pb2.ListModelsRequest.SerializeToString,
             glm__cluster_dot_api_dot_proto_dot_glm__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/glm_cluster.v1.Glm/GetModel',
+            glm__cluster_dot_api_dot_proto_dot_glm__pb2.GetModelRequest.SerializeToString,
+            glm__cluster_dot_api_dot_proto_dot_glm__pb2.Model.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/glm_cluster.v1.Glm/Tokenize',
+            glm__cluster_dot_api_dot_proto_dot_glm__pb2.TokenizeRequest.SerializeToString,
+            glm__cluster_dot_api_dot_proto_dot_glm__pb2.TokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Detokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/glm_cluster.v1.Glm/Detokenize',
+            glm__cluster_dot_api_dot_proto_dot_glm__pb2.DetokenizeRequest.SerializeToString,
+            glm__cluster_dot_api_dot_proto_dot_glm__pb2.DetokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetServerInfo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/glm_cluster.v1.Glm/GetServerInfo',
+            glm__cluster_dot_api_dot_proto_dot_glm__pb2.GetServerInfoRequest.SerializeToString,
+            glm__cluster_dot_api_dot_proto_dot_glm__pb2.ServerInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLoad(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/glm_cluster.v1.Glm/GetLoad',
+            glm__cluster_dot_api_dot_proto_dot_glm__pb2.GetLoadRequest.SerializeToString,
+            glm__cluster_dot_api_dot_proto_dot_glm__pb2.Load.FromString,
             options,
             channel_credentials,
             insecure,

@@ -13,10 +13,12 @@ import grpc
 import httpx
 import pytest
 from grpc_health.v1 import health_pb2_grpc
+from support.about import WellServer, server_of
 
 from glm_cluster.api.grpc import GlmGrpc
 from glm_cluster.api.http import build_http_app
 from glm_cluster.api.proto import glm_pb2_grpc
+from glm_cluster.api.server import Server
 from glm_cluster.api.service import ServedModel, Service
 from glm_cluster.api.window import EncodeWindow
 from glm_cluster.errors import GlmError
@@ -254,23 +256,21 @@ async def service(byte_checkpoint: Path, echo: Echo, counter: Count, tally: Tall
 
 
 @pytest.fixture
-def is_ready() -> dict[str, bool]:
-    """Flip `now` to make the cluster unready."""
-    return {"now": True}
+def state() -> WellServer:
+    """What the server says of its engines; change it."""
+    return WellServer()
 
 
 @pytest.fixture
-def ready(is_ready: dict[str, bool]) -> Callable[[], object]:
-    async def now() -> bool:
-        return is_ready["now"]
-
-    return now
+def server(service: Service, state: WellServer) -> Server:
+    """What the server says of itself."""
+    return server_of(service.infos, state)
 
 
 @pytest.fixture
-async def http(service: Service, ready: Callable[[], object], tally: Tally) -> AsyncIterator[httpx.AsyncClient]:
+async def http(service: Service, server: Server, tally: Tally) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the HTTP application, in this process."""
-    transport = httpx.ASGITransport(build_http_app(service, ready, tally))
+    transport = httpx.ASGITransport(build_http_app(service, server, tally))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield client
 
@@ -317,8 +317,8 @@ def served() -> Callable[[GlmGrpc], contextlib.AbstractAsyncContextManager[grpc.
 
 
 @pytest.fixture
-async def channel(service: Service, ready: Callable[[], object], tally: Tally) -> AsyncIterator[grpc.aio.Channel]:
-    async with serve_grpc(GlmGrpc(service, ready, tally)) as channel:
+async def channel(service: Service, server: Server, tally: Tally) -> AsyncIterator[grpc.aio.Channel]:
+    async with serve_grpc(GlmGrpc(service, server, tally)) as channel:
         yield channel
 
 

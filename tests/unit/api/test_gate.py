@@ -10,7 +10,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from glm_cluster.api.access import Access
-from glm_cluster.api.callers import Callers
+from glm_cluster.api.callers import Caller, Callers
 from glm_cluster.api.gate import MAX_HEADER_BYTES, MAX_HEADERS
 from glm_cluster.api.grpc import GlmGrpc
 from glm_cluster.api.http import build_http_app
@@ -30,8 +30,8 @@ def access(tmp_path: Path, tally) -> Access:
 
 
 @pytest.fixture
-async def app(service, ready, tally, access: Access):
-    return build_http_app(service, ready, tally, access)
+async def app(service, server, tally, access: Access):
+    return build_http_app(service, server, tally, access)
 
 
 @pytest.fixture
@@ -152,6 +152,18 @@ async def test_a_long_body_is_refused(http: httpx.AsyncClient):
     assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
 
 
+async def test_a_key_s_prompts_are_kept_apart(http: httpx.AsyncClient, echo, counter, access: Access):
+    """By what the server makes of the key, whatever salt the client gives."""
+    body = {"model": "tiny", "prompt": ["ab", "c"], "max_tokens": 1}
+    for more in {}, {"cache_salt": "s"}:
+        assert (await http.post("/v1/completions", json=body | more, headers=KEY)).status_code == 200
+    assert (await http.post("/v1/embeddings", json={"model": "mapper", "input": "a"}, headers=KEY)).status_code == 200
+    caller = access.callers.identify([KEY["authorization"].encode()], Caller.unknown())
+    salts = [one.cache_salt for one in (*echo.seen, *counter.seen)]
+    assert salts == [caller.cache_salt(given) for given in (None, None, "s", "s", None)]
+    assert len({*salts}) == 2
+
+
 class Context:
     """A gRPC call with some metadata."""
 
@@ -170,8 +182,8 @@ class Context:
 
 
 @pytest.fixture
-async def stub(service, ready, tally, access: Access, served) -> AsyncIterator[glm_pb2_grpc.GlmStub]:
-    async with served(GlmGrpc(service, ready, tally, access)) as channel:
+async def stub(service, server, tally, access: Access, served) -> AsyncIterator[glm_pb2_grpc.GlmStub]:
+    async with served(GlmGrpc(service, server, tally, access)) as channel:
         yield channel
 
 
@@ -189,9 +201,9 @@ async def status(call) -> grpc.StatusCode:
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("metadata", [(), (("authorization", "Bearer wrong"),), (("authorization", "secret"),)])
-async def test_every_method_takes_a_key(name: str, metadata, service, ready, tally, access: Access):
+async def test_every_method_takes_a_key(name: str, metadata, service, server, tally, access: Access):
     context = Context(*metadata)
-    method = getattr(GlmGrpc(service, ready, tally, access), name)
+    method = getattr(GlmGrpc(service, server, tally, access), name)
     request_type = glm_pb2.DESCRIPTOR.services_by_name["Glm"].methods_by_name[name].input_type
     request = getattr(glm_pb2, request_type.name)()
     call = method(request, context)

@@ -130,13 +130,13 @@ async def test_models_are_listed(stub):
     ]
 
 
-async def test_health_follows_readiness(channel, is_ready):
+async def test_health_follows_readiness(channel, state):
     health = health_pb2_grpc.HealthStub(channel)
     for service in ("", "glm_cluster.v1.Glm"):
         request = health_pb2.HealthCheckRequest(service=service)
-        is_ready["now"] = True
+        state.is_ready = True
         assert (await health.Check(request)).status == SERVING
-        is_ready["now"] = False
+        state.is_ready = False
         assert (await health.Check(request)).status == NOT_SERVING
     listed = (await health.List(health_pb2.HealthListRequest())).statuses
     assert {name: status.status for name, status in listed.items()} == dict.fromkeys(
@@ -154,13 +154,13 @@ async def test_health_of_a_stranger(channel):
     watching.cancel()
 
 
-async def test_watch_tells_each_change_once(channel, is_ready, monkeypatch):
+async def test_watch_tells_each_change_once(channel, state, monkeypatch):
     monkeypatch.setattr("glm_cluster.api.health.WATCH_INTERVAL_S", 0.01)
     watching = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
     told = []
     async with asyncio.timeout(5):
         for now in (True, False, True):
-            is_ready["now"] = now
+            state.is_ready = now
             told.append((await watching.read()).status)
     watching.cancel()
     assert told == [SERVING, NOT_SERVING, SERVING]
@@ -182,9 +182,9 @@ class Context:
         return ()
 
 
-async def test_an_error_sets_the_status_and_is_raised(service, ready, tally):
+async def test_an_error_sets_the_status_and_is_raised(service, server, tally):
     """Serve sends what stands on the context once the method has raised."""
     context = Context()
     with pytest.raises(InvalidRequest) as caught:
-        await GlmGrpc(service, ready, tally).Chat(user("a", max_tokens=0), context)
+        await GlmGrpc(service, server, tally).Chat(user("a", max_tokens=0), context)
     assert (context.code, context.details) == (grpc.StatusCode.INVALID_ARGUMENT, caught.value.message)

@@ -204,7 +204,7 @@ async def test_a_body_too_large_is_refused(http):
     assert response.json()["error"]["code"] == "body_too_large"
 
 
-async def test_a_body_that_does_not_come_is_not_waited_for(service, ready, tally, monkeypatch):
+async def test_a_body_that_does_not_come_is_not_waited_for(service, server, tally, monkeypatch):
     monkeypatch.setattr(exchange, "BODY_S", 0.01)
     scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [], "query_string": b""}
     sent = []
@@ -212,7 +212,7 @@ async def test_a_body_that_does_not_come_is_not_waited_for(service, ready, tally
     async def send(message):
         sent.append(message)
 
-    await build_http_app(service, ready, tally)(scope, asyncio.Event().wait, send)
+    await build_http_app(service, server, tally)(scope, asyncio.Event().wait, send)
     assert sent[0]["status"] == 408
     assert json.loads(sent[1]["body"])["error"]["code"] == "body_too_slow"
 
@@ -225,16 +225,20 @@ async def test_unknown_routes_and_wrong_methods_have_openais_shape(http):
 
 async def test_an_unknown_route_is_told_of_all_there_are(http):
     message = (await http.get("/v1/embedding")).json()["error"]["message"]
-    routes = re.findall(r"(GET|POST) (/v1/[a-z_/]+)", message)
-    assert len(routes) == 6
+    routes = re.findall(r"(GET|POST) (/[^, ]+)", message)
+    assert len(routes) == 18
     for method, path in routes:
-        assert (await http.request(method, path, content=b"{}")).status_code == (200 if method == "GET" else 400)
+        answer = await http.request(method, path.replace("{model:path}", "tiny"), content=b"{}")
+        assert answer.status_code == (200 if method == "GET" else 400)
 
 
-async def test_health_follows_readiness(http, is_ready):
-    assert (await http.get("/health")).json() == {"status": "ok"}
-    is_ready["now"] = False
-    assert (await http.get("/health")).status_code == 503
+async def test_health_follows_the_engines_and_readiness_their_steps(http, state):
+    for path, switch in (("/health", "is_alive"), ("/ready", "is_ready")):
+        assert (await http.get(path)).json() == {"status": "ok"}
+        setattr(state, switch, False)
+        answer = await http.get(path)
+        assert (answer.status_code, answer.json()) == (503, {"status": "not ready"})
+        setattr(state, switch, True)
 
 
 async def test_models_are_listed(http):
@@ -276,11 +280,11 @@ async def test_an_error_after_the_first_event_is_the_last_event(http, echo, erro
 
 
 @pytest.fixture
-async def url(service, ready, tally):
+async def url(service, server, tally):
     """The application on a real server and a free port."""
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
-        build_http_app(service, ready, tally), log_level="warning", lifespan="off", timeout_graceful_shutdown=1
+        build_http_app(service, server, tally), log_level="warning", lifespan="off", timeout_graceful_shutdown=1
     )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server._serve(sockets=[listener]))

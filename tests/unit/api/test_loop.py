@@ -16,6 +16,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from support.about import server_of
 
 from glm_cluster.api import http
 from glm_cluster.api.http import build_http_app
@@ -118,10 +119,7 @@ async def client(
     monkeypatch.setattr(template, "render", turns.watch("render", template.render))
     monkeypatch.setattr(tokenizer, "encode_batch", turns.watch("encode", tokenizer.encode_batch))
 
-    async def ready() -> bool:
-        return True
-
-    app = build_http_app(Service(models=[model], meters=NoMeters()), ready, NoMeters())
+    app = build_http_app(Service(models=[model], meters=NoMeters()), server_of([model.info]), NoMeters())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         turning = asyncio.create_task(turns.turn())
         yield client

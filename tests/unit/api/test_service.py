@@ -239,9 +239,9 @@ async def test_long_conversations_are_worked_through_off_the_loop(http, service,
         parsing.append(threading.current_thread())
         return parse(raw)
 
-    def render_seen(messages, **more):
+    def render_seen(messages, **options):
         rendering.append(threading.current_thread())
-        return render(messages, **more)
+        return render(messages, **options)
 
     monkeypatch.setattr(ChatCompletionRequest, "parse", parse_seen)
     monkeypatch.setattr(template, "render", render_seen)

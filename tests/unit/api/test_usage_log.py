@@ -16,6 +16,7 @@ from glm_cluster.api.callers import Caller
 from glm_cluster.api.http import build_http_app
 from glm_cluster.api.service import Delta, Usage
 from glm_cluster.api.usage_log import UsageLog, UsageRecord
+from glm_cluster.config import Limits
 from glm_cluster.errors import EngineUnavailable, InvalidRequest, Overloaded
 from glm_cluster.metrics import NoMeters
 
@@ -121,8 +122,8 @@ def test_what_is_refused_after_that_leaves_one(access: Access, shelf: Shelf):
 
 
 @pytest.fixture
-async def client(service, ready, tally, access: Access) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(build_http_app(service, ready, tally, access))
+async def client(service, server, tally, access: Access) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(build_http_app(service, server, tally, access))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield client
 
@@ -149,6 +150,24 @@ async def test_an_engine_s_error_is_recorded_with_what_had_gone_out(
     (written,) = shelf.records
     assert (written.status, written.finish) == ("engine_unavailable", None)
     assert (written.completion_tokens, written.generated_tokens) == (2 if stream else 0, 2)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_choices_are_recorded_together(stream: bool, client: httpx.AsyncClient, shelf: Shelf):
+    body = {"model": "tiny", "prompt": ["abc", "de"], "n": 3, "max_tokens": 5, "stream": stream, "user": "u-1"}
+    assert (await client.post("/v1/completions", json=body)).status_code == 200
+    (written,) = shelf.records
+    assert (written.prompt_tokens, written.completion_tokens, written.user) == (5, 30, "u-1")
+
+
+async def test_more_choices_than_the_setting_are_refused(service, ready, tally):
+    access = Access(meters=tally, limits=Limits(max_choices=3))
+    transport = httpx.ASGITransport(build_http_app(service, ready, tally, access))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        body = {"model": "tiny", "prompt": ["a", "b"], "max_tokens": 1}
+        found = [(await client.post("/v1/completions", json=body | {"n": n})) for n in (1, 2)]
+    assert [response.status_code for response in found] == [200, 400]
+    assert found[1].json()["error"]["param"] == "n"
 
 
 async def test_numbers_are_recorded_too(client: httpx.AsyncClient, shelf: Shelf):

@@ -30,7 +30,7 @@ def test_orders_round_trip():
             ReturnAddress("tcp://10.0.0.1:5", b"\x00key"),
         ),
         Submission(request(), None),
-        Submission(EncodeRequest(request_id="e", prompt=(1, 2), pooling="mean", attempt=3), None),
+        Submission(EncodeRequest(request_id="e", prompt=(1, 2), pooling="mean", attempt=3, cache_salt="s"), None),
     )
     orders = Orders(tuple(s.pack() for s in submissions), (("r", 1), ("s", 0)))
     arrived = Orders.unpack(orders.pack())

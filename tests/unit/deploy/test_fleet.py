@@ -10,10 +10,11 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.serve._private.common import RequestMetadata
 from ray.serve.handle import DeploymentResponse
 
+from glm_cluster.deploy import fleet
 from glm_cluster.deploy.channel import Loss, Receipt, Submission
 from glm_cluster.deploy.fleet import Fleet
 from glm_cluster.errors import GlmError, Overloaded
-from glm_cluster.records import GenerationRequest, SamplingParams
+from glm_cluster.records import GenerationRequest, ReplicaLoad, SamplingParams
 
 SUBMISSION = Submission(
     GenerationRequest(request_id="r", prompt=(1,), sampling=SamplingParams(max_tokens=1)), reply_to=None
@@ -40,11 +41,15 @@ class Response:
 class Handle:
     """As much of a Serve handle as the fleet uses."""
 
+    deployment_id = "the replicas"
+
     def __init__(self, response: Any) -> None:
         self._response = response
         self.run = self.probe = self
+        self.asked: list[tuple[Any, ...]] = []
 
-    def remote(self, *args: Submission) -> Any:
+    def remote(self, *args: Any) -> Any:
+        self.asked.append(args)
         return self._response
 
 
@@ -132,3 +137,29 @@ async def test_a_cancellation_is_never_forgotten(ticks: int):
     for _ in range(20):
         await asyncio.sleep(0)
     assert replica_side.cancelled or not ticks  # before its first tick the call was never made
+
+
+@pytest.mark.parametrize(
+    ("end", "is_well"),
+    [(True, True), (False, False), (ActorDiedError(), False), (failed_with(Overloaded("full")), False)],
+)
+async def test_an_engine_is_alive_or_ready_if_its_replica_says_so(end: Any, is_well: bool):
+    handle = Handle(Response(end))
+    assert await Fleet(handle).alive() is is_well
+    assert await Fleet(handle).ready() is is_well
+    assert handle.asked == [(False,), (True,)]  # the second wants a step
+
+
+async def test_a_replica_that_does_not_answer_is_not_ready(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fleet, "_PROBE_S", 0.01)
+    assert await Fleet(Handle(asyncio.get_running_loop().create_future())).ready() is False
+
+
+async def test_loads_are_the_routers_which_the_first_call_makes(monkeypatch: pytest.MonkeyPatch):
+    load = ReplicaLoad(num_waiting=1, num_running=2, num_free_blocks=3, num_blocks=4)
+    handle = Handle(Response(True))
+    known = {"the replicas": [load]}
+    monkeypatch.setattr(fleet, "known_loads", lambda name: known[name] if handle.asked else None)
+    assert await Fleet(handle).loads() == [load]
+    assert await Fleet(handle).loads() == [load]
+    assert handle.asked == [(False,)]

@@ -1,9 +1,13 @@
 """What the front is told of each model, and what a replica asks its engine for."""
 
+import subprocess
+import sys
+from importlib.metadata import version
+
 import pytest
 
 from glm_cluster.config import ModelConfig
-from glm_cluster.deploy.ingress import model_info
+from glm_cluster.deploy.ingress import engine_facts, model_info
 from glm_cluster.deploy.replica import probe_request
 from glm_cluster.model.config import GlmConfig
 from glm_cluster.records import EncodeRequest, GenerationRequest, Task
@@ -52,3 +56,28 @@ def test_a_generator_is_probed_by_a_token():
     request = probe_request("generate", "p")
     assert isinstance(request, GenerationRequest)
     assert request.sampling.max_tokens == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept", "dtype"),
+    [
+        ("float32", "bfloat16", "float32"),
+        ("auto", "bfloat16", "bfloat16"),
+        ("auto", "float16", "bfloat16"),  # what the loader makes of half precision
+        ("auto", None, "auto"),
+    ],
+)
+def test_facts_are_the_settings_with_auto_resolved(asked: str, kept: str | None, dtype: str):
+    model = _model("generate", dtype=asked, device="cpu", tp=3, max_replicas=2, max_running=5, model_name="a/b")
+    facts = engine_facts(model, GlmConfig.from_mapping({"dtype": kept}))
+    assert (facts.dtype, facts.device, facts.tensor_parallel_size) == (dtype, "cpu", 3)
+    assert (facts.max_replicas, facts.max_running) == (2, 5)
+    assert "/m/x" not in str(facts)
+
+
+def test_versions_are_found_without_torch():
+    code = (
+        "import sys; from glm_cluster.deploy.ingress import versions; print(versions().torch, 'torch' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert out == [version("torch"), "False"]

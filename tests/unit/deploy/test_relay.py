@@ -19,7 +19,7 @@ from glm_cluster.deploy.inbox import Inbox
 from glm_cluster.deploy.relay import Relay
 from glm_cluster.errors import DeadlineExceeded, EngineUnavailable, InternalError, InvalidRequest, Overloaded
 from glm_cluster.metrics import NoMeters
-from glm_cluster.records import Encoded, EncodeRequest, GenerationRequest, SamplingParams, TokenEvent
+from glm_cluster.records import Encoded, EncodeRequest, GenerationRequest, SamplingParams, TokenEvent, TokenLogprobs
 
 ROWS = Encoded(1, 1, b"abcd", 3)
 TO_ENCODE = EncodeRequest(request_id="client's", prompt=(1, 2), pooling="mean", attempt=4)
@@ -165,6 +165,29 @@ async def test_a_lost_replica_is_not_noticed(make_relay, wire: Wire, cut: int):
     assert list(second.request.output) == UNDISTURBED[:cut]
     assert second.request.attempt == 1
     assert second.avoid == ("a",)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 3])
+async def test_logprobs_come_once_for_each_token_whoever_made_it(make_relay, wire: Wire, cut: int):
+    """Those of the prompt too: an attempt that died before its first token takes them with it."""
+
+    def told(index: int) -> TokenLogprobs:
+        return TokenLogprobs(-float(index), index + 1, ((index, -0.5),))
+
+    async def run(wire: Wire, to: Submission) -> Receipt | Loss:
+        is_first = to.request.attempt == 0
+        for index in range(len(to.request.output), cut if is_first else 6):
+            judged = replace(event(to, index), logprobs=(told(index),))
+            of_prompt = () if index else (None, told(9))
+            await wire.send(to, [replace(judged, prompt_logprobs=of_prompt)])
+            await asyncio.sleep(0.01)
+        return Loss("killed", "died", "a") if is_first else Receipt(6, "length")
+
+    async with aclosing(make_relay(run).generate(REQUEST)) as stream:
+        events = [e async for e in stream]
+    assert [one for e in events for one in e.logprobs] == [told(index) for index in range(6)]
+    assert [e.prompt_logprobs for e in events] == [(None, told(9))] + [()] * 5
+    assert len(wire.submissions) == 2
 
 
 async def test_tokens_that_come_after_the_loss_are_dropped(make_relay):

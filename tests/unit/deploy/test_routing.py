@@ -1,6 +1,6 @@
 """What Serve asks of a router and tells it, and what our router makes of it."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +9,7 @@ from ray.serve._private.common import DeploymentHandleSource, DeploymentID, Repl
 from glm_cluster.deploy import routing
 from glm_cluster.deploy.channel import Submission
 from glm_cluster.deploy.routing import GlmRequestRouter
-from glm_cluster.records import GenerationRequest, SamplingParams
+from glm_cluster.records import GenerationRequest, ReplicaLoad, SamplingParams
 
 DEPLOYMENT = DeploymentID(name="GlmReplica")
 
@@ -143,3 +143,11 @@ async def test_a_probe_without_a_request_is_placed_too(router: GlmRequestRouter)
     assert [r.name for r in singles[0]] == ["a"]
     candidates = [replica("a")]
     assert await router.choose_replicas(candidates) == [candidates]
+
+
+def test_loads_are_those_that_replicas_in_service_reported(router: GlmRequestRouter, monkeypatch: pytest.MonkeyPatch):
+    load = ReplicaLoad(num_waiting=1, num_running=2, num_free_blocks=3, num_blocks=4, num_drafted=5, num_accepted=6)
+    replicas = [Replica("a", {"serving": True, **asdict(load)}), Replica("b", {"serving": False}), Replica("c")]
+    monkeypatch.setattr(GlmRequestRouter, "curr_replicas", {r.replica_id: r for r in replicas})
+    assert routing.known_loads(DEPLOYMENT) == [load]
+    assert routing.known_loads(DeploymentID(name="another")) is None

@@ -56,6 +56,24 @@ def test_greedy_ids_equal_hf(checkpoint: Callable[..., Path]) -> None:
     assert [ours[f"{i}"] for i in range(4)] == [oracle_greedy(model, p, 32) for p in prompts]
 
 
+def test_logprobs_of_prompt_and_output_are_hf_s(checkpoint: Callable[..., Path]) -> None:
+    """Over two chunks of rows: one row of logits in the prompt is not held beside all the others."""
+    rng = random.Random(4)
+    prompt = tuple(rng.randrange(2, 301) for _ in range(100))
+    sampling = SamplingParams(max_tokens=5, temperature=0, presence_penalty=1.0, logprobs=3, prompt_logprobs=2)
+    request = GenerationRequest(request_id="r", prompt=prompt, sampling=sampling)
+    events = drain_events(open_engine(EngineConfig(model=str(checkpoint()))), [request])["r"]
+    tokens = (*prompt, *(token for event in events for token in event.tokens))
+    with torch.inference_mode():
+        wanted = oracle(checkpoint())(torch.tensor([tokens])).logits[0].log_softmax(-1)
+    told = [*events[0].prompt_logprobs[1:], *(one for event in events for one in event.logprobs)]
+    assert len(told) == len(tokens) - 1
+    for row, token, one in zip(wanted, tokens[1:], told, strict=False):
+        assert one.logprob == pytest.approx(row[token].item(), abs=1e-4)
+        assert one.rank == pytest.approx((row > row[token]).sum().item() + 1, abs=1)
+        assert [p for _, p in one.top] == pytest.approx(row.topk(len(one.top)).values.tolist(), abs=1e-4)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", ["wide", "chunked", "tight", "narrow"])
 def test_ids_do_not_depend_on_the_batch(

@@ -1,7 +1,7 @@
 """Scheduling decisions, with sampled tokens made up: no model."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import pytest
@@ -10,7 +10,16 @@ from glm_cluster.engine.blocks import BlockPool
 from glm_cluster.engine.plan import StepOutput, StepPlan
 from glm_cluster.engine.scheduler import Scheduler
 from glm_cluster.errors import InvalidRequest, Overloaded
-from glm_cluster.records import Encoded, EncodeRequest, GenerationRequest, Pooling, SamplingParams, TokenEvent
+from glm_cluster.records import (
+    Encoded,
+    EncodeRequest,
+    GenerationRequest,
+    Grammar,
+    Pooling,
+    SamplingParams,
+    TokenEvent,
+    TokenLogprobs,
+)
 
 
 def _scheduler(num_blocks: int = 64, step_tokens: int = 32, max_running: int = 8, max_waiting: int = 100) -> Scheduler:
@@ -300,6 +309,82 @@ def test_random_traffic_ends_once_and_returns_every_block(seed: int) -> None:
     assert scheduler.load().num_free_blocks == 12
 
 
+def _scores(plan: StepPlan) -> dict[str, tuple[TokenLogprobs, ...]]:
+    """Of each row its position, so that it is known where one comes from."""
+    return {s.key: tuple(TokenLogprobs(0.0, s.start + i) for i in range(s.num_scored)) for s in plan.slices}
+
+
+def _judged(name: str, num_prompt: int, **more: object) -> GenerationRequest:
+    request = _request(name, num_prompt, **more)
+    return replace(request, sampling=replace(request.sampling, prompt_logprobs=0))
+
+
+def _drain_scored(scheduler: Scheduler) -> dict[str, list[TokenEvent]]:
+    events: dict[str, list[TokenEvent]] = {}
+    while scheduler.has_work:
+        plan = scheduler.plan()
+        assert plan is not None
+        for event in scheduler.commit(plan, replace(_output(plan), scores=_scores(plan))):
+            events.setdefault(event.request_id, []).append(event)
+        scheduler.check()
+    return events
+
+
+def test_a_prompt_is_scored_chunk_by_chunk_and_told_of_with_the_first_token() -> None:
+    """The prefix cache does not stand for any of it; its last row is for the first token of output."""
+    scheduler = _scheduler(step_tokens=5)
+    for _ in range(2):
+        scheduler.add(_judged("a", 13))
+        first, *others = _drain_scored(scheduler)["a"]
+        assert (first.start, first.num_cached_tokens) == (0, 0)
+        assert [one and one.rank for one in first.prompt_logprobs] == [None, *range(12)]
+        assert [e.prompt_logprobs for e in others] == [()] * 3
+
+
+def test_a_prompt_of_one_token_has_nothing_to_score() -> None:
+    scheduler = _scheduler()
+    scheduler.add(_judged("a", 1))
+    assert _drain_scored(scheduler)["a"][0].prompt_logprobs == (None,)
+
+
+def test_a_request_that_goes_on_elsewhere_is_not_scored_again() -> None:
+    scheduler = _scheduler()
+    scheduler.add(_judged("a", 9, output=(5,)))
+    plan = scheduler.plan()
+    assert plan is not None
+    assert [s.num_scored for s in plan.slices] == [0]
+    assert all(not e.prompt_logprobs for e in scheduler.commit(plan, _output(plan)))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_scores_survive_preemption_whole(seed: int) -> None:
+    """A pool for one and a half: some are preempted while their prompt is computed, some after."""
+    rng = random.Random(seed)
+    scheduler = _scheduler(num_blocks=12, step_tokens=rng.choice([3, 7, 30]))
+    lengths = {f"{i}": rng.randrange(1, 30) for i in range(12)}
+    for name, length in lengths.items():
+        scheduler.add(_judged(name, length, max_tokens=rng.randrange(1, 18)))
+    for name, events in _drain_scored(scheduler).items():
+        assert [one and one.rank for one in events[0].prompt_logprobs] == [None, *range(lengths[name] - 1)]
+        assert all(not e.prompt_logprobs for e in events[1:])
+
+
+def test_logprobs_are_cut_where_the_tokens_are() -> None:
+    scheduler = _scheduler()
+    scheduler.add(_request("a", 3, max_tokens=9))
+    plan = scheduler.plan()
+    assert plan is not None
+    told = tuple(TokenLogprobs(-1.0, rank) for rank in (1, 2, 3, 4))
+    (event,) = scheduler.commit(plan, StepOutput({"a#0": (5, 6, 1, 7)}, logprobs={"a#0": told}))
+    assert (event.tokens, event.logprobs) == ((5, 6, 1), told[:3])
+
+
+def test_a_grammar_is_refused_where_nobody_follows_one() -> None:
+    request = _request("a", 3)
+    with pytest.raises(InvalidRequest, match="grammar"):
+        _scheduler().add(replace(request, sampling=replace(request.sampling, grammar=Grammar("regex", "a"))))
+
+
 def test_the_lowest_priority_begins_first_and_the_oldest_among_equals() -> None:
     scheduler = _scheduler(max_running=1)
     for name, priority in (("a", 0), ("b", 5), ("c", -1), ("d", 0), ("e", 5)):
@@ -328,3 +413,12 @@ def test_only_requests_of_one_salt_share_a_prefix() -> None:
         scheduler.add(_request(name, 9, max_tokens=1, cache_salt=salt))
         cached.append(_step(scheduler)[1][-1].num_cached_tokens)
     assert cached == [0, 0, 8, 0, 8]
+
+
+def test_prompts_to_encode_are_kept_apart_too() -> None:
+    scheduler = _scheduler()
+    cached = []
+    for name, salt in (("a", None), ("b", "x"), ("c", "x"), ("d", None)):
+        scheduler.add(replace(_encode(name, 9, "last"), cache_salt=salt))
+        cached.append(_step(scheduler)[1][-1].num_cached_tokens)
+    assert cached == [0, 0, 8, 8]
