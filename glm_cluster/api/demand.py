@@ -4,11 +4,10 @@ Knows requests and grammars. Refuses to know how a grammar is followed.
 """
 
 from collections.abc import Collection
-from dataclasses import replace
 
 from glm_cluster.api.openai import ChatCompletionRequest
 from glm_cluster.errors import InvalidRequest
-from glm_cluster.records import GenerationRequest, Grammar
+from glm_cluster.records import Grammar
 from glm_cluster.text.tools.choice import forced_calls
 from glm_cluster.text.tools.dialect import Dialect
 
@@ -25,8 +24,3 @@ def demanded_calls(request: ChatCompletionRequest, dialect: Dialect, specials: C
         )
     known = dialect.understood(tools)
     return forced_calls(known, dialect.family, specials, parallel=request.parallel_tool_calls)
-
-
-def under(grammar: Grammar, generation: GenerationRequest) -> GenerationRequest:
-    """`generation` held to a grammar."""
-    return replace(generation, sampling=replace(generation.sampling, grammar=grammar))

@@ -27,7 +27,8 @@ from glm_cluster.api.fields import (
     Temperature,
     Variables,
 )
-from glm_cluster.api.schema import Body, Count, FewIds, FirstFault, Schema, at_most
+from glm_cluster.api.schema import Count, FewIds, FirstFault, Schema, at_most
+from glm_cluster.api.structured import StructuredBody
 from glm_cluster.api.tools import Calls, FunctionName, ToolFields
 from glm_cluster.config import MOST_CHOICES
 
@@ -96,7 +97,7 @@ class StreamOptions(Schema):
     continuous_usage_stats: bool = False  # in every chunk, what the request cost so far
 
 
-class GenerationBody(Body):
+class GenerationBody(StructuredBody):
     """The fields both routes share."""
 
     stream: bool = False
@@ -150,6 +151,16 @@ class GenerationBody(Body):
             raise ValueError(f"min_tokens: {self.min_tokens} is more than max_tokens, {self.output_limit}")
         return self
 
+    @model_validator(mode="after")
+    def _some_token_may_come(self) -> Self:
+        self.check_form_alone(
+            min_tokens=self.min_tokens,
+            ignore_eos=self.ignore_eos,
+            allowed_token_ids=self.allowed_token_ids is not None,
+            bad_words=self.bad_words,
+        )
+        return self
+
 
 class ChatCompletionRequest(ToolFields, GenerationBody):
     """Body of POST /v1/chat/completions."""
@@ -176,6 +187,18 @@ class ChatCompletionRequest(ToolFields, GenerationBody):
     def opens_answer(self) -> bool:
         """Whether the prompt goes on to where an answer begins."""
         return not self.continue_final_message if self.add_generation_prompt is None else self.add_generation_prompt
+
+    @model_validator(mode="after")
+    def _calls_may_come(self) -> Self:
+        """A form has no place for calls, and what bounds tokens may leave a demanded call none to choose."""
+        self.check_form_alone(tools=self.offered)
+        self.check_demand_alone(
+            min_tokens=self.min_tokens,
+            ignore_eos=self.ignore_eos,
+            allowed_token_ids=self.allowed_token_ids is not None,
+            bad_words=self.bad_words,
+        )
+        return self
 
     @model_validator(mode="after")
     def _limits_agree(self) -> Self:

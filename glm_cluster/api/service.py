@@ -13,7 +13,8 @@ from typing import TypeVar
 
 from glm_cluster.api.answers import Delta, Usage
 from glm_cluster.api.choices import choice_deltas
-from glm_cluster.api.demand import demanded_calls, under
+from glm_cluster.api.demand import demanded_calls
+from glm_cluster.api.desk import GrammarDesk
 from glm_cluster.api.generations import Prepared, Prompt, generations, stop_ids
 from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest, GenerationBody, Message
 from glm_cluster.api.reading import Reading
@@ -24,6 +25,7 @@ from glm_cluster.metrics import TOKENS, Meters
 from glm_cluster.records import (
     Encoder,
     Generator,
+    Grammar,
     ModelInfo,
     Task,
 )
@@ -55,6 +57,7 @@ class ServedModel:
     template: ChatTemplate | None  # None: its checkpoint has none, and it answers no conversations
     window: EncodeWindow  # over the same tokenizer
     dialect: Dialect | None = None  # None: as the template says
+    desk: GrammarDesk | None = None  # None: it follows no grammars
     generator: Generator | None = None
     encoder: Encoder | None = None
 
@@ -124,7 +127,7 @@ class Service:
             request.messages,
             request.chat_template_kwargs,
             tools=request.offered,
-            closes_thinking=demand is not None,
+            closes_thinking=demand is not None or request.grammar is not None,
             **options,
         )
         prompt = Prompt(ids=await model.window.encode(rendered), param="messages")
@@ -136,10 +139,7 @@ class Service:
             parallel=request.parallel_tool_calls,
             skip_newline=model_opens_line(rendered),
         )
-        made = await _prepared(model, request_id, request, [prompt], skip_newline=reading.skip_newline)
-        if demand is not None:
-            made = replace(made, generations=tuple(under(demand, one) for one in made.generations))
-        return replace(made, reading=reading) if reading.is_needed else made
+        return await _prepared(model, request_id, request, [prompt], reading=reading, demand=demand)
 
     async def rendered(
         self,
@@ -213,7 +213,8 @@ async def _prepared(
     request: GenerationBody,
     prompts: Sequence[Prompt],
     *,
-    skip_newline: bool = False,
+    reading: Reading | None = None,
+    demand: Grammar | None = None,
     echoes: bool = False,
 ) -> Prepared:
     assert model.generator is not None, "a model that generates has one"
@@ -222,7 +223,16 @@ async def _prepared(
     num_bytes = _TOKEN_BYTES * sum(map(len, request.stop))
     stops = await model.window.off_loop(lambda: StopStrings(request.stop), size_bytes=num_bytes)
     bad_words = await _bad_words(model, request.bad_words)
-    made = generations(model.info, request_id, request, prompts, bad_words=bad_words, prompt_logprobs=prompt_logprobs)
+    skip_newline = reading is not None and reading.skip_newline
+    made = generations(
+        model.info,
+        request_id,
+        request,
+        prompts,
+        bad_words=bad_words,
+        prompt_logprobs=prompt_logprobs,
+        grammar=await _grammar(model, request, demand, opens_line=skip_newline),
+    )
     echoed = [generation.prompt for generation in made[:: request.n]] if echoes else []
     num_bytes = _TOKEN_BYTES * sum(map(len, echoed))
     texts = await model.window.off_loop(lambda: tuple(map(model.tokenizer.decode, echoed)), size_bytes=num_bytes)
@@ -240,8 +250,26 @@ async def _prepared(
         num_prompt_logprobs=request.prompt_logprobs,
         echoes=texts,
         tells_usage_so_far=request.stream_options is not None and request.stream_options.continuous_usage_stats,
+        reading=reading if reading is not None and reading.is_needed else None,
         user=request.user,
     )
+
+
+async def _grammar(
+    model: ServedModel, request: GenerationBody, demand: Grammar | None, *, opens_line: bool
+) -> Grammar | None:
+    """What the answers must match as a whole, looked over; with the line break that comes before them unseen.
+
+    Before calls, which are what `demand` allows, there is none.
+    """
+    grammar, field = (request.grammar, request.form_field) if demand is None else (demand, "tool_choice")
+    if grammar is None:
+        return None
+    if model.desk is None:
+        raise InvalidRequest(f"{field}: {model.info.name!r} follows no form", param=field)
+    grammar = replace(grammar, opens_line=opens_line and demand is None)
+    await model.desk.check(grammar, field)
+    return grammar
 
 
 async def _bad_words(model: ServedModel, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:

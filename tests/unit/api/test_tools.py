@@ -10,9 +10,11 @@ import grpc
 import httpx
 import pytest
 
+from glm_cluster.api.desk import GrammarDesk
 from glm_cluster.api.grpc import GlmGrpc
 from glm_cluster.api.http import build_http_app
 from glm_cluster.api.proto import glm_pb2, glm_pb2_grpc
+from glm_cluster.api.server import Server
 from glm_cluster.api.service import ServedModel, Service
 from glm_cluster.api.window import EncodeWindow
 from glm_cluster.metrics import NoMeters
@@ -71,6 +73,7 @@ def tokenizer(byte_checkpoint: Path) -> Tokenizer:
 async def service(tokenizer: Tokenizer, script: Script) -> AsyncIterator[Service]:
     """A model of each dialect, and one whose calls are not read."""
     window = EncodeWindow(tokenizer, NoMeters())
+    desk = GrammarDesk(tokenizer.special_ids)
 
     def model(name: str, source: str, **settings: Any) -> ServedModel:
         return ServedModel(
@@ -80,27 +83,25 @@ async def service(tokenizer: Tokenizer, script: Script) -> AsyncIterator[Service
             window=window,
             dialect=dialect_of(source, tokenizer.special_ids, **settings),
             generator=script,
+            desk=desk,
         )
 
     models = [model(name, own_template(source)) for name, source in TEMPLATES.items()]  # type: ignore[arg-type]
     yield Service(models=[*models, model("plain", PLAIN), model("off", PLAIN, tool_parser="none")], meters=NoMeters())
     window.close()
-
-
-async def _ready() -> bool:
-    return True
+    desk.close()
 
 
 @pytest.fixture
-async def http(service: Service) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(build_http_app(service, _ready, NoMeters()))
+async def http(service: Service, server: Server) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(build_http_app(service, server, NoMeters()))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield client
 
 
 @pytest.fixture
-async def stub(service: Service, served: Any) -> AsyncIterator[glm_pb2_grpc.GlmStub]:
-    async with served(GlmGrpc(service, _ready, NoMeters())) as channel:
+async def stub(service: Service, server: Server, served: Any) -> AsyncIterator[glm_pb2_grpc.GlmStub]:
+    async with served(GlmGrpc(service, server, NoMeters())) as channel:
         yield glm_pb2_grpc.GlmStub(channel)
 
 
@@ -289,11 +290,13 @@ BAD = [
     ({"tools": [{"type": "function"}]}, "tools.0: function"),
     ({"tools": [{"type": "python", "function": {"name": "a"}}]}, "tools.0: function"),
     ({"tools": [{"type": "retrieval"}]}, "tools.0.type"),
+    ({"tool_choice": "required", "ignore_eos": True}, "tool_choice: cannot be kept together with ignore_eos"),
     ({"messages": [{"role": "tool", "content": "a", "tool_call_id": "x"}]}, "'x' is that of no call"),
     ({"messages": [USER, {"role": "assistant"}]}, "messages.1: content"),
     ({"messages": [{"role": "user", "content": "a", "tool_calls": [MADE]}]}, "messages.0: tool_calls"),
 ]
 JSON_ONLY = [
+    ({"response_format": {"type": "json_object"}}, "response_format: cannot be kept together with tools"),
     ({"tool_choice": "any"}, "tool_choice: Input should be"),
     ({"tool_choice": 1}, 'tool_choice: Input should be "none"'),
     ({"tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": "string"}}}]}, "object"),
@@ -348,8 +351,10 @@ def message_of(body: dict[str, Any]) -> glm_pb2.ChatRequest:
     choice = body.get("tool_choice", "auto")
     mode = {"auto": glm_pb2.TOOL_CHOICE_MODE_AUTO, "required": glm_pb2.TOOL_CHOICE_MODE_REQUIRED}
     chosen = {"mode": mode[choice]} if isinstance(choice, str) else {"function": choice["function"]["name"]}
+    sampling = glm_pb2.Sampling(ignore_eos=True) if "ignore_eos" in body else None
+    tool_choice = glm_pb2.ToolChoice(**chosen)
     return glm_pb2.ChatRequest(
-        model=body["model"], messages=turns, tools=tools, tool_choice=glm_pb2.ToolChoice(**chosen)
+        model=body["model"], messages=turns, tools=tools, tool_choice=tool_choice, sampling=sampling
     )
 
 
