@@ -8,7 +8,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayT
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from glm_cluster.deploy.channel import Loss, Receipt, Submission
-from glm_cluster.deploy.routing import known_loads
+from glm_cluster.deploy.routers import known_loads
 from glm_cluster.errors import GlmError
 from glm_cluster.records import ReplicaLoad
 

@@ -2,19 +2,14 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
-from weakref import WeakValueDictionary
 
 from ray.serve.request_router import PendingRequest, ReplicaID, ReplicaResult, RequestRouter, RunningReplica
 
 from glm_cluster.deploy.channel import Submission
 from glm_cluster.deploy.placement import Placement
-from glm_cluster.records import ReplicaLoad
+from glm_cluster.deploy.routers import register
 
-_ROUTERS: "WeakValueDictionary[Any, GlmRequestRouter]" = (
-    WeakValueDictionary()
-)  # of this process, by Serve's id of the deployment
 _COOLING_S = 2.0  # a replica that could not be reached is gone round this long
 
 
@@ -27,7 +22,7 @@ class GlmRequestRouter(RequestRouter):  # type: ignore[misc]  # ray ships no typ
 
     def initialize_state(self, num_fronts: int = 1) -> None:
         """Called once by Serve."""
-        _ROUTERS[self._deployment_id] = self
+        register(self._deployment_id, self)
         self._placement = Placement(num_fronts=num_fronts)
         self._cooling: dict[str, float] = {}  # replica -> until when
         self._candidates: list[RunningReplica] = []
@@ -94,18 +89,6 @@ class GlmRequestRouter(RequestRouter):  # type: ignore[misc]  # ray ships no typ
             now = time.monotonic()
             self._cooling = {name: until for name, until in self._cooling.items() if until > now}
         return list(self._cooling)
-
-
-def known_loads(deployment: Any) -> list[ReplicaLoad] | None:
-    """What the replicas in service last told this process's router; None while it has none for the deployment."""
-    if (router := _ROUTERS.get(deployment)) is None:
-        return None
-    reports = [replica.routing_stats for replica in router.curr_replicas.values()]
-    return [_load(stats) for stats in reports if "num_blocks" in stats]
-
-
-def _load(stats: Mapping[str, Any]) -> ReplicaLoad:
-    return ReplicaLoad(**{field.name: stats[field.name] for field in fields(ReplicaLoad)})
 
 
 def _serves(stats: Mapping[str, Any]) -> bool:

@@ -16,6 +16,7 @@ import pytest
 from grpc_health.v1 import health_pb2_grpc
 from support.about import WellServer, server_of
 
+from glm_cluster.api.desk import GrammarDesk
 from glm_cluster.api.grpc import GlmGrpc
 from glm_cluster.api.http import build_http_app
 from glm_cluster.api.proto import glm_pb2_grpc
@@ -280,6 +281,7 @@ async def service(byte_checkpoint: Path, echo: Echo, counter: Count, tally: Tall
         tokenizer=tokenizer,
         template=ChatTemplate.from_directory(byte_checkpoint, tokenizer),
         window=window,
+        desk=GrammarDesk(tokenizer.special_ids),
         generator=echo,
     )
     others = [
@@ -294,6 +296,7 @@ async def service(byte_checkpoint: Path, echo: Echo, counter: Count, tally: Tall
     ]
     yield Service(models=[tiny, *others], meters=tally)
     window.close()
+    tiny.desk.close()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from glm_cluster.api.proto import glm_pb2
 from glm_cluster.errors import EngineUnavailable, Overloaded
-from glm_cluster.records import TokenEvent
+from glm_cluster.records import Grammar, TokenEvent
 from glm_cluster.text.chat import ChatTemplate
 from glm_cluster.text.tokenizer import Tokenizer
 
@@ -54,6 +54,8 @@ def fields(body):
         rest["allowed_token_ids"] = {"ids": rest["allowed_token_ids"]}
     if "stream_options" in rest:
         rest["continuous_usage_stats"] = rest.pop("stream_options")["continuous_usage_stats"]
+    if "choice" in (form := rest.get("structured_outputs", {})):
+        rest["structured_outputs"] = {"choice": {"texts": form["choice"]}}
     if "chat_template_kwargs" in rest:
         kinds = {bool: "boolean", int: "integer", float: "number", str: "text"}
         given = rest["chat_template_kwargs"]
@@ -136,6 +138,20 @@ BAD_FIELDS = [
     ({"user": "a" * 513}, "user"),
     ({"cache_salt": ""}, "cache_salt"),
     ({"priority": 2**31}, "priority"),
+    ({"structured_outputs": {}}, "structured_outputs: give exactly one"),
+    ({"structured_outputs": {"json": "{"}}, "structured_outputs: it is not JSON"),
+    ({"structured_outputs": {"json": '{"not": {}}'}}, "structured_outputs: .*not"),
+    ({"structured_outputs": {"json": "[" * 9999}}, "structured_outputs: it is nested more than 64 deep"),
+    ({"structured_outputs": {"json": " " * 65537}}, "structured_outputs.json: .* at most 65536 bytes"),
+    ({"structured_outputs": {"json_object": False}}, "structured_outputs.json_object"),
+    ({"structured_outputs": {"regex": "("}}, "structured_outputs: .*regex"),
+    ({"structured_outputs": {"regex": "a" * 4097}}, "structured_outputs: a regex has more than 4096 bytes"),
+    ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+    ({"structured_outputs": {"grammar": "start: nothing"}}, "structured_outputs: .*nothing"),
+    ({"structured_outputs": {"regex": "a"}, "ignore_eos": True}, "structured_outputs: .*ignore_eos"),
+    ({"structured_outputs": {"regex": "a"}, "min_tokens": 1}, "structured_outputs: .*min_tokens"),
+    ({"structured_outputs": {"regex": "a"}, "allowed_token_ids": [1]}, "structured_outputs: .*allowed_token_ids"),
+    ({"structured_outputs": {"regex": "a"}, "bad_words": ["a"]}, "structured_outputs: .*bad_words"),
 ]
 BAD_CHAT_FIELDS = [
     ({"top_logprobs": 3}, "top_logprobs may only be given with logprobs: true"),
@@ -167,6 +183,44 @@ async def test_bad_fields_are_refused_alike(http, stub, echo, fields, words):
     assert status == 400
     assert re.search(words, message)
     assert await generate_verdict(stub, TEXT | fields) == (grpc.StatusCode.INVALID_ARGUMENT, message)
+    assert echo.seen == []
+
+
+FORMS = [
+    ({"json": '{"type":"object"}'}, Grammar("json_schema", '{"type":"object"}')),
+    ({"json_object": True}, Grammar("json", "")),
+    ({"regex": "é+"}, Grammar("regex", "é+")),
+    ({"choice": ["é", "b"]}, Grammar("choice", '["é", "b"]')),
+    ({"grammar": 'start: "a"'}, Grammar("lark", 'start: "a"')),
+]
+
+
+@pytest.mark.parametrize(("form", "grammar"), FORMS)
+async def test_a_form_reaches_the_engine_alike(http, stub, echo, form, grammar):
+    """In the conversations of this template an answer begins where the role's line ends."""
+    asked = {"structured_outputs": form, "max_tokens": 2, "n": 2}
+    for path, body in (("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)):
+        assert (await http.post(path, json=body | asked)).status_code == 200
+    await stub.Chat(chat_message(CHAT | asked))
+    assert [chunk async for chunk in stub.Generate(generate_message(TEXT | asked))]
+    assert [one.sampling.grammar for one in echo.seen] == [grammar] * 8
+
+
+async def test_openais_form_reaches_the_engine(http, echo):
+    schema = {"type": "object", "properties": {"b": {}, "a": {}}}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+    assert (await http.post("/v1/chat/completions", json=CHAT | {"response_format": form})).status_code == 200
+    (one,) = echo.seen
+    assert json.loads(one.sampling.grammar.source) == schema
+    assert list(json.loads(one.sampling.grammar.source)["properties"]) == ["b", "a"]
+
+
+async def test_openais_form_is_refused_by_its_name(http, echo):
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"uniqueItems": True}}}
+    status, message = await http_verdict(http, "/v1/chat/completions", CHAT | {"response_format": form})
+    assert status == 400
+    assert message.startswith("response_format: ")
+    assert "uniqueItems" in message
     assert echo.seen == []
 
 

@@ -4,10 +4,12 @@ from dataclasses import asdict, dataclass, field
 from types import SimpleNamespace
 
 import pytest
+from ray import cloudpickle
 from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID
 
 from glm_cluster.deploy import routing
 from glm_cluster.deploy.channel import Submission
+from glm_cluster.deploy.routers import known_loads
 from glm_cluster.deploy.routing import GlmRequestRouter
 from glm_cluster.records import GenerationRequest, ReplicaLoad, SamplingParams
 
@@ -149,5 +151,14 @@ def test_loads_are_those_that_replicas_in_service_reported(router: GlmRequestRou
     load = ReplicaLoad(num_waiting=1, num_running=2, num_free_blocks=3, num_blocks=4, num_drafted=5, num_accepted=6)
     replicas = [Replica("a", {"serving": True, **asdict(load)}), Replica("b", {"serving": False}), Replica("c")]
     monkeypatch.setattr(GlmRequestRouter, "curr_replicas", {r.replica_id: r for r in replicas})
-    assert routing.known_loads(DEPLOYMENT) == [load]
-    assert routing.known_loads(DeploymentID(name="another")) is None
+    assert known_loads(DEPLOYMENT) == [load]
+    assert known_loads(DeploymentID(name="another")) is None
+
+
+def test_serve_can_copy_the_module_by_value():
+    """It ships a router's class so, and all that the class uses of its module along with it."""
+    cloudpickle.register_pickle_by_value(routing)
+    try:
+        assert b"known_loads" not in cloudpickle.dumps(GlmRequestRouter)  # the registry stays where it is
+    finally:
+        cloudpickle.unregister_pickle_by_value(routing)

@@ -217,6 +217,15 @@ def test_glm4_decodes_as_the_library_does(glm4: Tokenizer, glm4_library: tokeniz
     assert glm4.decode(ids) == glm4_library.decode(ids, skip_special_tokens=True)
 
 
+@given(ids=st.lists(st.integers(0, 151342), max_size=8))
+@QUICK
+def test_glm4_spells_as_the_library_does(glm4: Tokenizer, glm4_library: tokenizers.Tokenizer, ids: list[int]) -> None:
+    """Control tokens written out, alone and among bytes; those that are padding rows have no spelling."""
+    assert glm4.spellings(ids) == [glm4_library.id_to_token(id) for id in ids]
+    assert glm4.spelt_out(ids) == glm4_library.decode(ids, skip_special_tokens=False)
+    assert (glm4.spellings([151500]), glm4.spelt_out([151500, 10**9])) == ([""], "")
+
+
 @pytest.fixture(scope="session")
 def glm4_library(glm4_directory: Path) -> tokenizers.Tokenizer:
     """The oracle. Hypothesis also tries the strings of our source, control tokens among them: they are text here."""
