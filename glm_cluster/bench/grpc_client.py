@@ -52,7 +52,7 @@ class GrpcClient:
     def _request(self, prompt: Prompt) -> glm_pb2.GenerateRequest:
         request = glm_pb2.GenerateRequest(
             model=self.model,
-            sampling=glm_pb2.Sampling(temperature=0, ignore_eos=self.order.ignore_eos or None),
+            sampling=glm_pb2.Sampling(temperature=0, ignore_eos=self.order.ignore_eos),
             max_tokens=self.order.max_tokens,
         )
         if isinstance(prompt, str):

@@ -1,4 +1,4 @@
-"""What clients ask beside a prompt, over both wires of a running cluster: the same tokens and the same probabilities."""
+"""What clients ask beside a prompt, over both wires of a running cluster: same tokens, same probabilities."""
 
 from collections.abc import Callable
 from typing import Any
