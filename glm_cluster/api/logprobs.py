@@ -1,7 +1,9 @@
 """How likely tokens were, in the forms that OpenAI's and vLLM's clients read. Knows JSON's shapes, no requests."""
 
 from collections.abc import Sequence
-from typing import TypeAlias, TypedDict
+from typing import TypeAlias
+
+from typing_extensions import TypedDict
 
 from glm_cluster.api.answers import Likelihood, Place
 
