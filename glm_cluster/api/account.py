@@ -14,7 +14,7 @@ from glm_cluster.api.answers import Delta
 from glm_cluster.api.callers import Caller
 from glm_cluster.api.generations import Prepared
 from glm_cluster.api.usage_log import UsageRecord
-from glm_cluster.errors import GlmError, InvalidRequest, PermissionDenied
+from glm_cluster.errors import GlmError, InvalidRequest
 
 
 class Account:
@@ -49,11 +49,7 @@ class Account:
 
     def admit(self, *, model: str, num_prompt_tokens: int, max_tokens: int, user: str | None = None) -> None:
         """Reserve the most the request can use, or refuse it: its bearer may not, or may no more."""
-        key = self.caller.key
-        if key is not None and key.models is not None and model not in key.models:
-            raise PermissionDenied(
-                f"model: key {key.name!r} is for {', '.join(map(repr, key.models))}, not {model!r}", param="model"
-            )
+        self.caller.check_model(model)
         self._reserved = self._reserve(num_prompt_tokens + max_tokens)
         self._model, self._user, self._num_prompt = model, user, num_prompt_tokens
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from glm_cluster.errors import ConfigError, Unauthenticated
+from glm_cluster.errors import ConfigError, PermissionDenied, Unauthenticated
 from glm_cluster.keys import ApiKey, find_key, read_keys
 
 POLL_S = 2.0
@@ -32,6 +32,12 @@ class Caller:
     def unknown(cls, client_request_id: str | None = None) -> "Caller":
         """Anyone."""
         return cls(request_id=secrets.token_hex(12), client_request_id=safe_id(client_request_id))
+
+    def check_model(self, model: str) -> None:
+        """Refuse a model that the key is not for."""
+        if self.key is not None and self.key.models is not None and model not in self.key.models:
+            names = ", ".join(map(repr, self.key.models))
+            raise PermissionDenied(f"model: key {self.key.name!r} is for {names}, not {model!r}", param="model")
 
     def cache_salt(self, given: str | None) -> str | None:
         """What keeps its prompts' cache apart: from the key, and from what the client gave beside it."""

@@ -25,14 +25,15 @@ async def choice_deltas(prepared: Prepared, meters: Meters) -> AsyncGenerator[De
     """The deltas of all choices of a request. Closing this generator cancels them all down to the engine."""
     choices = [_Choice(prepared, index) for index in range(len(prepared.generations))]
     streams = [_deltas(prepared, choice, meters) for choice in choices]
-    num_running = len(streams)
+    num_running, num_output = len(streams), 0
     async with aclosing(streams[0] if num_running == 1 else _merged(streams)) as deltas:
         async for delta in deltas:
             num_running -= delta.finish is not None
+            num_output += len(delta.token_ids)
             if num_running and not prepared.tells_usage_so_far:
                 yield delta
             else:
-                usage = _usage(prepared, choices)
+                usage = _usage(prepared, choices, num_output)
                 so_far = usage if prepared.tells_usage_so_far else None
                 yield replace(delta, usage=None if num_running else usage, so_far=so_far)
 
@@ -201,13 +202,13 @@ def _place(tokenizer: Tokenizer, token: int, found: TokenLogprobs | None, most: 
     return Place(token, spelling, offset, Likelihood(token, spelling, found.logprob, found.rank), top)
 
 
-def _usage(prepared: Prepared, choices: Sequence[_Choice]) -> Usage:
+def _usage(prepared: Prepared, choices: Sequence[_Choice], num_output: int) -> Usage:
     """What the choices cost so far."""
     n = prepared.n
     of_prompts = [choices[start : start + n] for start in range(0, len(choices), n)]
     return Usage(
         num_prompt_tokens=sum(len(prompt) for prompt in prepared.prompts),
-        num_output_tokens=sum(choice.num_output for choice in choices),
+        num_output_tokens=num_output,
         num_cached_tokens=sum(min(choice.num_cached or 0 for choice in those) for those in of_prompts),
     )
 

@@ -5,7 +5,8 @@ Refuses to know which route has which, and the model: ids are checked against it
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, WithJsonSchema
+from pydantic.json_schema import JsonSchemaValue
 
 from glm_cluster.api.schema import FirstFault, Schema, TokenIds, at_most, not_empty, one_as_list, too_many
 
@@ -116,11 +117,29 @@ Penalty: TypeAlias = Annotated[float, Field(ge=-2, le=2)]
 Few: TypeAlias = Annotated[int, Field(ge=0, le=20)]
 Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**63)]
 Index: TypeAlias = Annotated[int, Field(ge=0, lt=2**31)]
-Stops: TypeAlias = Annotated[_Words, FirstFault(), BeforeValidator(at_most(MAX_STOPS)), BeforeValidator(one_as_list)]
+_WORD: JsonSchemaValue = {"type": "string", "minLength": 1, "maxLength": 256}
+Stops: TypeAlias = Annotated[
+    _Words,
+    FirstFault(),
+    BeforeValidator(at_most(MAX_STOPS)),
+    BeforeValidator(one_as_list),
+    WithJsonSchema({"anyOf": [_WORD, {"type": "array", "items": _WORD, "maxItems": MAX_STOPS}]}),
+]
 BadWords: TypeAlias = Annotated[
     _Words, FirstFault(), BeforeValidator(at_most(MAX_BAD_WORDS)), AfterValidator(_words_in)
 ]
-Biases: TypeAlias = Annotated[dict[int, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(_bias_ids)]
+Biases: TypeAlias = Annotated[
+    dict[int, Annotated[float, Field(ge=-100, le=100)]],
+    BeforeValidator(_bias_ids),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {"pattern": "^[0-9]{1,18}$"},
+            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+            "maxProperties": MAX_BIASES,
+        }
+    ),
+]
 Allowed: TypeAlias = Annotated[TokenIds, AfterValidator(not_empty), BeforeValidator(at_most(MAX_ALLOWED))]
 Kept: TypeAlias = Annotated[int, Field(ge=-1, lt=2**31), AfterValidator(_not_zero)]
 Name: TypeAlias = Annotated[str, Field(min_length=1, max_length=512)]

@@ -11,7 +11,7 @@ from hashlib import blake2b
 from glm_cluster.api.openai import GenerationBody
 from glm_cluster.api.window import EncodeWindow
 from glm_cluster.errors import InvalidRequest
-from glm_cluster.records import GenerationRequest, Generator, ModelInfo, SamplingParams
+from glm_cluster.records import GenerationRequest, Generator, Grammar, ModelInfo, SamplingParams
 from glm_cluster.text.stops import StopStrings
 from glm_cluster.text.tokenizer import Tokenizer
 
@@ -61,6 +61,7 @@ def generations(
     *,
     bad_words: tuple[Ids, ...],
     prompt_logprobs: int | None,
+    grammar: Grammar | None = None,
 ) -> tuple[GenerationRequest, ...]:
     """A generation for every choice, or InvalidRequest. The choices of a prompt differ in nothing but their seed."""
     _check_ids_of(info, request)
@@ -75,7 +76,7 @@ def generations(
                 GenerationRequest(
                     request_id=request_id,
                     prompt=prompt.ids,
-                    sampling=replace(sampling, seed=seed_of(seed, index)),
+                    sampling=replace(sampling, seed=seed_of(seed, index), grammar=grammar),
                     max_drafts=request.prompt_lookup_num_tokens,
                     priority=request.priority,
                     cache_salt=request.cache_salt,

@@ -135,12 +135,14 @@ class GlmGrpc(HealthMethods):
         """Turn a text or a conversation into token ids."""
         with status_of(context), self.access.request("grpc", "tokenize", context.caller):
             parsed = await self._service.read(lambda: tokenize_request(request), size_bytes=request.ByteSize())
+            context.caller.check_model(parsed.model)
             return await tokenize_response(await tokenize(self._service, parsed))
 
     async def Detokenize(self, request: glm_pb2.DetokenizeRequest, context: KnownCall) -> glm_pb2.DetokenizeResponse:
         """Turn token ids into text."""
         with status_of(context), self.access.request("grpc", "detokenize", context.caller):
             parsed = await self._service.read(lambda: detokenize_request(request), size_bytes=request.ByteSize())
+            context.caller.check_model(parsed.model)
             return glm_pb2.DetokenizeResponse(prompt=await detokenize(self._service, parsed))
 
     async def GetServerInfo(self, request: glm_pb2.GetServerInfoRequest, context: KnownCall) -> glm_pb2.ServerInfo:

@@ -179,12 +179,14 @@ async def _classify_tokens(service: Service, account: Account, body: bytes) -> l
 
 async def _tokenize(service: Service, account: Account, body: bytes) -> list[bytes]:
     request = await service.read(lambda: TokenizeRequest.parse(decode_json(body)), size_bytes=len(body))
+    account.caller.check_model(request.model)
     tokenized = await tokenize(service, request)
     return await tokenized.window.drain(tokenize_pieces(tokenized), len)
 
 
 async def _detokenize(service: Service, account: Account, body: bytes) -> list[bytes]:
     request = await service.read(lambda: DetokenizeRequest.parse(decode_json(body)), size_bytes=len(body))
+    account.caller.check_model(request.model)
     reply: DetokenizeBody = {"prompt": await detokenize(service, request)}
     return [json.dumps(reply).encode()]
 

@@ -76,9 +76,17 @@ def _raw(message: glm_pb2.ChatRequest | glm_pb2.GenerateRequest, *, stream: bool
         raw["allowed_token_ids"] = list(raw["allowed_token_ids"].ids)
     if "logit_bias" in raw:
         raw["logit_bias"] = {str(id): bias for id, bias in raw["logit_bias"].items()}
+    if "structured_outputs" in raw:
+        raw["structured_outputs"] = _form(raw["structured_outputs"])
     if "continuous_usage_stats" in raw:
         raw["stream_options"] = {"continuous_usage_stats": raw.pop("continuous_usage_stats")}
     return {"stream": stream, **raw}
+
+
+def _form(message: glm_pb2.StructuredOutputs) -> dict[str, object]:
+    if (name := message.WhichOneof("form")) is None:
+        return {}
+    return {name: list(message.choice.texts) if name == "choice" else getattr(message, name)}
 
 
 def fields_given(message: Message) -> dict[str, Any]:

@@ -27,7 +27,8 @@ from glm_cluster.api.fields import (
     Temperature,
     Variables,
 )
-from glm_cluster.api.schema import Body, Count, FewIds, FirstFault, Schema, at_most
+from glm_cluster.api.schema import Count, FewIds, FirstFault, Schema, at_most
+from glm_cluster.api.structured import StructuredBody
 from glm_cluster.config import MOST_CHOICES
 
 
@@ -56,7 +57,7 @@ class StreamOptions(Schema):
     continuous_usage_stats: bool = False  # in every chunk, what the request cost so far
 
 
-class GenerationBody(Body):
+class GenerationBody(StructuredBody):
     """The fields both routes share."""
 
     stream: bool = False
@@ -108,6 +109,16 @@ class GenerationBody(Body):
     def _some_text_may_come(self) -> Self:
         if self.output_limit is not None and self.min_tokens > self.output_limit:
             raise ValueError(f"min_tokens: {self.min_tokens} is more than max_tokens, {self.output_limit}")
+        return self
+
+    @model_validator(mode="after")
+    def _some_token_may_come(self) -> Self:
+        self.check_form_alone(
+            min_tokens=self.min_tokens,
+            ignore_eos=self.ignore_eos,
+            allowed_token_ids=self.allowed_token_ids is not None,
+            bad_words=self.bad_words,
+        )
         return self
 
 

@@ -7,12 +7,13 @@ out, and how models answer that give numbers instead of text.
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TypeVar
 
 from glm_cluster.api.answers import Delta, Usage
 from glm_cluster.api.choices import choice_deltas
+from glm_cluster.api.desk import GrammarDesk
 from glm_cluster.api.generations import Prepared, Prompt, generations, stop_ids
 from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest, GenerationBody, Message
 from glm_cluster.api.window import EncodeWindow
@@ -21,6 +22,7 @@ from glm_cluster.metrics import TOKENS, Meters
 from glm_cluster.records import (
     Encoder,
     Generator,
+    Grammar,
     ModelInfo,
     Task,
 )
@@ -49,6 +51,7 @@ class ServedModel:
     template: ChatTemplate | None  # None: its checkpoint has none, and it answers no conversations
     window: EncodeWindow  # over the same tokenizer
     dialect: Dialect | None = None  # None: as the template says
+    desk: GrammarDesk | None = None  # None: it follows no grammars
     generator: Generator | None = None
     encoder: Encoder | None = None
 
@@ -181,7 +184,15 @@ async def _prepared(
     num_bytes = _TOKEN_BYTES * sum(map(len, request.stop))
     stops = await model.window.off_loop(lambda: StopStrings(request.stop), size_bytes=num_bytes)
     bad_words = await _bad_words(model, request.bad_words)
-    made = generations(model.info, request_id, request, prompts, bad_words=bad_words, prompt_logprobs=prompt_logprobs)
+    made = generations(
+        model.info,
+        request_id,
+        request,
+        prompts,
+        bad_words=bad_words,
+        prompt_logprobs=prompt_logprobs,
+        grammar=await _grammar(model, request, opens_line=skip_newline),
+    )
     echoed = [generation.prompt for generation in made[:: request.n]] if echoes else []
     num_bytes = _TOKEN_BYTES * sum(map(len, echoed))
     texts = await model.window.off_loop(lambda: tuple(map(model.tokenizer.decode, echoed)), size_bytes=num_bytes)
@@ -201,6 +212,17 @@ async def _prepared(
         tells_usage_so_far=request.stream_options is not None and request.stream_options.continuous_usage_stats,
         user=request.user,
     )
+
+
+async def _grammar(model: ServedModel, request: GenerationBody, *, opens_line: bool) -> Grammar | None:
+    """What the answers must match as a whole, looked over; with the line break that comes before them unseen."""
+    if (grammar := request.grammar) is None:
+        return None
+    if model.desk is None:
+        raise InvalidRequest(f"{request.form_field}: {model.info.name!r} follows no form", param=request.form_field)
+    grammar = replace(grammar, opens_line=opens_line)
+    await model.desk.check(grammar, request.form_field)
+    return grammar
 
 
 async def _bad_words(model: ServedModel, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:

@@ -75,6 +75,7 @@ class GlmIngress:
         gc.freeze()  # what is here now stays, and each full collection would hold the loop up 60 ms to find that out
 
     def _served(self, config: ClusterConfig, model: ModelConfig, fleet: Fleet) -> "ServedModel":
+        from glm_cluster.api.desk import GrammarDesk
         from glm_cluster.api.service import ServedModel
         from glm_cluster.api.window import EncodeWindow
         from glm_cluster.text.own_templates import served_template
@@ -114,6 +115,7 @@ class GlmIngress:
             template=template,
             dialect=dialect,
             window=EncodeWindow(tokenizer, self._meters),
+            desk=GrammarDesk(tokenizer.special_ids) if generates else None,
             generator=relay if generates else None,
             encoder=None if generates else relay,
         )
@@ -141,6 +143,8 @@ class GlmIngress:
         self._key_watch.cancel()
         for model in self._models:
             model.window.close()
+            if model.desk is not None:
+                model.desk.close()
         await self._inbox.close()
         if self._usage_log is not None:
             await asyncio.to_thread(self._usage_log.close)

@@ -26,7 +26,7 @@ def edit(logits_RV: Tensor, draws: Sequence[Draw]) -> Tensor:
         return logits_RV
     if len(rows) == len(draws):
         return _edited(logits_RV, draws)
-    edited_RV = logits_RV.float().clone()
+    edited_RV = logits_RV.to(torch.float32, copy=True)
     edited_RV[rows] = _edited(logits_RV[rows], [draws[row] for row in rows])
     return edited_RV
 

@@ -21,7 +21,7 @@ TOP_LEVEL = {
     "pyproject.toml",
     "tests",
 }
-TESTS = {"unit", "contract", "parallel", "cluster", "gpu", "install", "bench", "support", "oracle"}
+TESTS = {"unit", "contract", "parallel", "cluster", "gpu", "install", "bench", "support", "oracle", "structured"}
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import inspect
 import json
+import math
 import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ import pytest
 from grpc_health.v1 import health_pb2_grpc
 from support.about import WellServer, server_of
 
+from glm_cluster.api.desk import GrammarDesk
 from glm_cluster.api.grpc import GlmGrpc
 from glm_cluster.api.http import build_http_app
 from glm_cluster.api.proto import glm_pb2_grpc
@@ -23,7 +25,15 @@ from glm_cluster.api.service import ServedModel, Service
 from glm_cluster.api.window import EncodeWindow
 from glm_cluster.errors import GlmError
 from glm_cluster.metrics import Metric, NoMeters
-from glm_cluster.records import Encoded, EncodeRequest, GenerationRequest, ModelInfo, TokenEvent
+from glm_cluster.records import (
+    Encoded,
+    EncodeRequest,
+    FinishReason,
+    GenerationRequest,
+    ModelInfo,
+    TokenEvent,
+    TokenLogprobs,
+)
 from glm_cluster.text.chat import ChatTemplate
 from glm_cluster.text.tokenizer import Tokenizer
 
@@ -40,11 +50,14 @@ TEMPLATE = (
 class Echo:
     """An engine that says the prompt backwards, byte by byte, over and over.
 
-    A prompt that holds `!` stops after one round; one that holds `~` fails with `error` after two tokens.
+    A prompt that holds `!` stops after one round; one that holds `~` fails with `error` after two tokens. `at_once`
+    tokens come in one event. With `by_seed` it begins at another place, which the seed decides.
     """
 
     error: GlmError | None = None
     pause_s: float = 0.0
+    at_once: int = 1
+    by_seed: bool = False
     open: int = 0  # streams neither ended nor closed
     closed_early: int = 0
     seen: list[GenerationRequest] = field(default_factory=list)
@@ -54,26 +67,55 @@ class Echo:
         self.open += 1
         finished = False
         try:
-            for index in range(request.sampling.max_tokens):
-                await asyncio.sleep(self.pause_s)
+            most, tokens = request.sampling.max_tokens, ()
+            for index in range(most):
+                if not tokens:
+                    await asyncio.sleep(self.pause_s)
                 if self.error is not None and ord("~") in request.prompt and index == 2:
                     raise self.error
-                token = self.token(request.prompt, index)
+                token = self.token(request.prompt, index + self.by_seed * request.sampling.seed)
+                tokens += (token,)
                 reason = "stop" if token in request.sampling.stop_token_ids else None
-                reason = reason or ("length" if index + 1 == request.sampling.max_tokens else None)
+                reason = reason or ("length" if index + 1 == most else None)
                 finished = reason is not None
-                yield TokenEvent(request.request_id, request.attempt, index, (token,), reason, len(request.prompt) // 2)
+                if finished or len(tokens) == self.at_once:
+                    yield self.event(request, tokens, index + 1 - len(tokens), reason)
+                    tokens = ()
                 if finished:
                     return
         finally:
             self.open -= 1
             self.closed_early += not finished
 
+    def event(
+        self, request: GenerationRequest, tokens: tuple[int, ...], start: int, reason: FinishReason | None
+    ) -> TokenEvent:
+        asked = request.sampling
+        of_prompt: tuple[TokenLogprobs | None, ...] = ()
+        if start == 0 and asked.prompt_logprobs is not None:
+            of_prompt = (None, *(logprobs(token, asked.prompt_logprobs) for token in request.prompt[1:]))
+        return TokenEvent(
+            request.request_id,
+            request.attempt,
+            start,
+            tokens,
+            reason,
+            len(request.prompt) // 2,
+            logprobs=() if asked.logprobs is None else tuple(logprobs(token, asked.logprobs) for token in tokens),
+            prompt_logprobs=of_prompt,
+        )
+
     @staticmethod
     def token(prompt: tuple[int, ...], index: int) -> int:
         if index == len(prompt) and ord("!") in prompt:
             return EOS
         return prompt[-1 - index % len(prompt)]
+
+
+def logprobs(token: int, num_top: int) -> TokenLogprobs:
+    """What Echo says of a token: a function of the token, and of its place in the alphabet of ids."""
+    top = ((token, -0.25), (ord("x"), -1.5), (EOS, -3.0), (200, -math.inf))
+    return TokenLogprobs(-0.25, 1, top[:num_top])
 
 
 @dataclass
@@ -239,6 +281,7 @@ async def service(byte_checkpoint: Path, echo: Echo, counter: Count, tally: Tall
         tokenizer=tokenizer,
         template=ChatTemplate.from_directory(byte_checkpoint, tokenizer),
         window=window,
+        desk=GrammarDesk(tokenizer.special_ids),
         generator=echo,
     )
     others = [
@@ -253,6 +296,7 @@ async def service(byte_checkpoint: Path, echo: Echo, counter: Count, tally: Tall
     ]
     yield Service(models=[tiny, *others], meters=tally)
     window.close()
+    tiny.desk.close()
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ async def ask(app, path: str, *, method: str = "GET", raw_path: bytes | None = N
     return sent
 
 
-@pytest.mark.parametrize("path", ["/health"])
+@pytest.mark.parametrize("path", ["/health", "/ready", "/version"])
 async def test_anyone_may_ask_how_it_is(path: str, http: httpx.AsyncClient):
     assert (await http.get(path)).status_code == 200
 
@@ -133,8 +133,12 @@ async def test_a_harmful_id_is_not_shown_again(given: str, http: httpx.AsyncClie
     assert response.headers["x-request-id"] != given
 
 
-async def test_another_model_is_forbidden(http: httpx.AsyncClient):
-    response = await http.post("/v1/classify", json={"model": "single", "input": "a"}, headers=KEY)
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/v1/classify", {"input": "a"}), ("/tokenize", {"prompt": "a"}), ("/detokenize", {"tokens": [97]})],
+)
+async def test_another_model_is_forbidden(path: str, body, http: httpx.AsyncClient):
+    response = await http.post(path, json={"model": "single", **body}, headers=KEY)
     assert (response.status_code, response.json()["error"]["code"]) == (403, "permission_denied")
 
 

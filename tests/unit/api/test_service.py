@@ -260,7 +260,7 @@ def limited(service):
 
 
 async def test_a_server_s_limits_are_below_the_model_s(limited):
-    generation = (await limited.prepare_completion("r", completion("a" * 5))).generation
+    generation = (await limited.prepare_completion("r", completion("a" * 5))).generations[0]
     assert generation.sampling.max_tokens == 7
     for fields, param in ({"prompt": "a" * 6}, "prompt"), ({"prompt": "a", "max_tokens": 8}, "max_tokens"):
         with pytest.raises(InvalidRequest, match="this server") as caught:

@@ -160,9 +160,9 @@ async def test_choices_are_recorded_together(stream: bool, client: httpx.AsyncCl
     assert (written.prompt_tokens, written.completion_tokens, written.user) == (5, 30, "u-1")
 
 
-async def test_more_choices_than_the_setting_are_refused(service, ready, tally):
+async def test_more_choices_than_the_setting_are_refused(service, server, tally):
     access = Access(meters=tally, limits=Limits(max_choices=3))
-    transport = httpx.ASGITransport(build_http_app(service, ready, tally, access))
+    transport = httpx.ASGITransport(build_http_app(service, server, tally, access))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         body = {"model": "tiny", "prompt": ["a", "b"], "max_tokens": 1}
         found = [(await client.post("/v1/completions", json=body | {"n": n})) for n in (1, 2)]

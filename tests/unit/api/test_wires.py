@@ -10,7 +10,7 @@ import pytest
 
 from glm_cluster.api.proto import glm_pb2
 from glm_cluster.errors import EngineUnavailable, Overloaded
-from glm_cluster.records import TokenEvent
+from glm_cluster.records import Grammar, TokenEvent
 from glm_cluster.text.chat import ChatTemplate
 from glm_cluster.text.tokenizer import Tokenizer
 
@@ -19,25 +19,51 @@ CHAT = {"model": "tiny", "messages": [USER]}
 TEXT = {"model": "tiny", "prompt": "abc"}
 EOS = 256
 TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[a]"
-SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed")
+SAMPLING = {field.name for field in glm_pb2.Sampling.DESCRIPTOR.fields}
 
 
 def chat_message(body):
     """The ChatRequest that says what a JSON body says."""
     roles = {None: None, "system": 1, "user": 2, "assistant": 3}
     turns = [{"role": roles[m.get("role")], "content": m.get("content")} for m in body["messages"]]
-    rest = {name: value for name, value in body.items() if name not in (*SAMPLING, "messages")}
-    sampling = {name: body[name] for name in SAMPLING if name in body}
-    return glm_pb2.ChatRequest(messages=turns, sampling=sampling or None, **rest)
+    return glm_pb2.ChatRequest(messages=turns, **fields(body))
 
 
 def generate_message(body):
     """The GenerateRequest that says what a JSON body says."""
-    rest = {name: value for name, value in body.items() if name not in (*SAMPLING, "prompt")}
-    sampling = {name: body[name] for name in SAMPLING if name in body}
-    prompt = body["prompt"]
-    prompt = {"text": prompt} if isinstance(prompt, str) else {"token_ids": {"ids": prompt}}
-    return glm_pb2.GenerateRequest(sampling=sampling or None, **prompt, **rest)
+    match body["prompt"]:
+        case [str() | list(), *_] as several:
+            prompt = {"prompts": {"prompts": [input_of(one) for one in several]}}
+        case one:
+            prompt = input_of(one)
+    return glm_pb2.GenerateRequest(**prompt, **fields(body))
+
+
+def input_of(prompt):
+    return {"text": prompt} if isinstance(prompt, str) else {"token_ids": {"ids": prompt}}
+
+
+def fields(body):
+    """The other fields, in the places where a message has them."""
+    rest = {name: value for name, value in body.items() if name not in ("messages", "prompt", "stream")}
+    if isinstance(rest.get("stop"), str):
+        rest["stop"] = [rest["stop"]]
+    if "logit_bias" in rest:
+        rest["logit_bias"] = {int(id): bias for id, bias in rest["logit_bias"].items()}
+    if "allowed_token_ids" in rest:
+        rest["allowed_token_ids"] = {"ids": rest["allowed_token_ids"]}
+    if "stream_options" in rest:
+        rest["continuous_usage_stats"] = rest.pop("stream_options")["continuous_usage_stats"]
+    if "choice" in (form := rest.get("structured_outputs", {})):
+        rest["structured_outputs"] = {"choice": {"texts": form["choice"]}}
+    if "chat_template_kwargs" in rest:
+        kinds = {bool: "boolean", int: "integer", float: "number", str: "text"}
+        given = rest["chat_template_kwargs"]
+        rest["chat_template_kwargs"] = {
+            name: {} if value is None else {kinds[type(value)]: value} for name, value in given.items()
+        }
+    sampling = {name: rest.pop(name) for name in SAMPLING if name in rest}
+    return rest | ({"sampling": sampling} if sampling else {})
 
 
 async def http_verdict(http, path, body):
@@ -82,6 +108,68 @@ BAD_FIELDS = [
     ({"stop_token_ids": [260]}, "260"),
     ({"stop_token_ids": [2**63 - 1]}, str(2**63 - 1)),
     ({"stop_token_ids": list(range(65))}, "stop_token_ids"),
+    ({"n": 0}, "n: "),
+    ({"n": 129}, "n: "),
+    ({"presence_penalty": 2.5}, "presence_penalty"),
+    ({"frequency_penalty": -2.5}, "frequency_penalty"),
+    ({"repetition_penalty": 0.0}, "repetition_penalty"),
+    ({"repetition_penalty": 11.0}, "repetition_penalty"),
+    ({"logit_bias": {"5": 101.0}}, "logit_bias.5: "),
+    ({"logit_bias": {"260": 1.0}}, "logit_bias: no token id 260"),
+    ({"logit_bias": {"-1": 1.0}}, "logit_bias: Names should be token ids"),
+    ({"logit_bias": {str(id): 1.0 for id in range(1025)}}, "logit_bias: Input should have at most 1024"),
+    ({"allowed_token_ids": [260]}, "allowed_token_ids: no token id 260"),
+    ({"allowed_token_ids": [-1]}, "allowed_token_ids.0"),
+    ({"allowed_token_ids": [1] * 65537}, "allowed_token_ids: Input should have at most 65536"),
+    ({"bad_words": [""]}, "bad_words.0"),
+    ({"bad_words": ["a", " "]}, "bad_words: Words should have"),
+    ({"bad_words": ["a"] * 257}, "bad_words: Input should have at most 256"),
+    ({"min_tokens": -1}, "min_tokens"),
+    ({"min_tokens": 5, "max_tokens": 4}, "min_tokens: 5 is more than max_tokens, 4"),
+    ({"min_tokens": 99}, "min_tokens: 99 is more than the"),
+    ({"stop": [""]}, "stop.0"),
+    ({"stop": ["a" * 257]}, "stop.0"),
+    ({"stop": ["a"] * 17}, "stop: Input should have at most 16"),
+    ({"prompt_logprobs": 21}, "prompt_logprobs"),
+    ({"prompt_logprobs": -1}, "prompt_logprobs"),
+    ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens: Input should be at least 1, or -1"),
+    ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
+    ({"user": ""}, "user"),
+    ({"user": "a" * 513}, "user"),
+    ({"cache_salt": ""}, "cache_salt"),
+    ({"priority": 2**31}, "priority"),
+    ({"structured_outputs": {}}, "structured_outputs: give exactly one"),
+    ({"structured_outputs": {"json": "{"}}, "structured_outputs: it is not JSON"),
+    ({"structured_outputs": {"json": '{"not": {}}'}}, "structured_outputs: .*not"),
+    ({"structured_outputs": {"json": "[" * 9999}}, "structured_outputs: it is nested more than 64 deep"),
+    ({"structured_outputs": {"json": " " * 65537}}, "structured_outputs.json: .* at most 65536 bytes"),
+    ({"structured_outputs": {"json_object": False}}, "structured_outputs.json_object"),
+    ({"structured_outputs": {"regex": "("}}, "structured_outputs: .*regex"),
+    ({"structured_outputs": {"regex": "a" * 4097}}, "structured_outputs: a regex has more than 4096 bytes"),
+    ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+    ({"structured_outputs": {"grammar": "start: nothing"}}, "structured_outputs: .*nothing"),
+    ({"structured_outputs": {"regex": "a"}, "ignore_eos": True}, "structured_outputs: .*ignore_eos"),
+    ({"structured_outputs": {"regex": "a"}, "min_tokens": 1}, "structured_outputs: .*min_tokens"),
+    ({"structured_outputs": {"regex": "a"}, "allowed_token_ids": [1]}, "structured_outputs: .*allowed_token_ids"),
+    ({"structured_outputs": {"regex": "a"}, "bad_words": ["a"]}, "structured_outputs: .*bad_words"),
+]
+BAD_CHAT_FIELDS = [
+    ({"top_logprobs": 3}, "top_logprobs may only be given with logprobs: true"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ({"add_generation_prompt": True, "continue_final_message": True}, "exclude each other"),
+    ({"chat_template_kwargs": {"enable_thinking": True}}, "asks for no enable_thinking"),
+    ({"chat_template_kwargs": {"chat_template": "x"}}, "chat_template cannot be given here"),
+    ({"chat_template_kwargs": {"a" * 65: True}}, "chat_template_kwargs"),
+]
+BAD_TEXT_FIELDS = [
+    ({"logprobs": 21}, "logprobs"),
+    ({"logprobs": -1}, "logprobs"),
+    ({"prompt": ["a"] * 257}, "prompt: Input should have at most 256"),
+    ({"prompt": ["a"] * 3, "n": 100}, "n: 300 choices"),
+    ({"prompt": ["a", ""]}, "prompt.1: Input should not be empty"),
+    ({"prompt": [[1], []]}, "prompt.1: Input should not be empty"),
+    ({"prompt": [[1], [260]]}, "prompt.1: no token id 260"),
+    ({"prompt": ["a", "a" * 100]}, "prompt.1: 100 tokens"),
 ]
 
 
@@ -94,6 +182,62 @@ async def test_bad_fields_are_refused_alike(http, stub, echo, fields, words):
     status, message = await http_verdict(http, "/v1/completions", TEXT | fields)
     assert status == 400
     assert re.search(words, message)
+    assert await generate_verdict(stub, TEXT | fields) == (grpc.StatusCode.INVALID_ARGUMENT, message)
+    assert echo.seen == []
+
+
+FORMS = [
+    ({"json": '{"type":"object"}'}, Grammar("json_schema", '{"type":"object"}')),
+    ({"json_object": True}, Grammar("json", "")),
+    ({"regex": "é+"}, Grammar("regex", "é+")),
+    ({"choice": ["é", "b"]}, Grammar("choice", '["é", "b"]')),
+    ({"grammar": 'start: "a"'}, Grammar("lark", 'start: "a"')),
+]
+
+
+@pytest.mark.parametrize(("form", "grammar"), FORMS)
+async def test_a_form_reaches_the_engine_alike(http, stub, echo, form, grammar):
+    """In the conversations of this template an answer begins where the role's line ends."""
+    asked = {"structured_outputs": form, "max_tokens": 2, "n": 2}
+    for path, body in (("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)):
+        assert (await http.post(path, json=body | asked)).status_code == 200
+    await stub.Chat(chat_message(CHAT | asked))
+    assert [chunk async for chunk in stub.Generate(generate_message(TEXT | asked))]
+    assert [one.sampling.grammar for one in echo.seen] == [grammar] * 8
+
+
+async def test_openais_form_reaches_the_engine(http, echo):
+    schema = {"type": "object", "properties": {"b": {}, "a": {}}}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+    assert (await http.post("/v1/chat/completions", json=CHAT | {"response_format": form})).status_code == 200
+    (one,) = echo.seen
+    assert json.loads(one.sampling.grammar.source) == schema
+    assert list(json.loads(one.sampling.grammar.source)["properties"]) == ["b", "a"]
+
+
+async def test_openais_form_is_refused_by_its_name(http, echo):
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"uniqueItems": True}}}
+    status, message = await http_verdict(http, "/v1/chat/completions", CHAT | {"response_format": form})
+    assert status == 400
+    assert message.startswith("response_format: ")
+    assert "uniqueItems" in message
+    assert echo.seen == []
+
+
+@pytest.mark.parametrize(("fields", "words"), BAD_CHAT_FIELDS)
+async def test_bad_fields_of_conversations_are_refused_alike(http, stub, echo, fields, words):
+    status, message = await http_verdict(http, "/v1/chat/completions", CHAT | fields)
+    assert status == 400
+    assert words in message
+    assert await chat_verdict(stub, CHAT | fields) == (grpc.StatusCode.INVALID_ARGUMENT, message)
+    assert echo.seen == []
+
+
+@pytest.mark.parametrize(("fields", "words"), BAD_TEXT_FIELDS)
+async def test_bad_fields_of_completions_are_refused_alike(http, stub, echo, fields, words):
+    status, message = await http_verdict(http, "/v1/completions", TEXT | fields)
+    assert status == 400
+    assert words in message
     assert await generate_verdict(stub, TEXT | fields) == (grpc.StatusCode.INVALID_ARGUMENT, message)
     assert echo.seen == []
 
@@ -119,6 +263,8 @@ async def test_numbers_no_tensor_holds_are_refused(http, echo, field, number):
         {"min_p": 1e-300},
         {"top_k": 2**31 - 1},
         {"seed": 2**63 - 1},
+        {"presence_penalty": -2.0, "frequency_penalty": 2.0, "repetition_penalty": 10.0},
+        {"min_tokens": 97},
     ],
 )
 async def test_values_at_the_edge_are_taken_alike(http, stub, echo, fields):
@@ -286,3 +432,166 @@ async def test_requests_are_counted_by_wire_route_and_status(http, stub, tally):
         ("grpc", "chat", "ok"),
         ("grpc", "chat", "invalid_request"),
     ]
+
+
+ALIKE = [
+    {},
+    {"n": 3, "seed": 5},
+    {"n": 2, "seed": 1, "stop": "a"},
+    {"stop": ["ba", "c"], "include_stop_str_in_output": True},
+    {"stop": ["ba"], "min_tokens": 3},
+    {"stop_token_ids": [ord("b")]},
+    {"stop_token_ids": [ord("b")], "include_stop_str_in_output": True},
+    {"logit_bias": {"5": -100.0, "7": 1.5}, "bad_words": ["ab", " ab", "c"], "allowed_token_ids": [5, 7, 5]},
+    {"ignore_eos": True, "presence_penalty": 1.0, "frequency_penalty": -1.0, "repetition_penalty": 1.5},
+    {"prompt_logprobs": 2},
+    {"truncate_prompt_tokens": 2},
+    {"cache_salt": "s", "priority": -4, "user": "me"},
+]
+CHAT_ALIKE = [
+    {"logprobs": True},
+    {"logprobs": True, "top_logprobs": 4, "n": 2, "seed": 3, "stop": ["a"]},
+    {"continue_final_message": True},
+    {"add_generation_prompt": False},
+    {"chat_template_kwargs": {"messages_": None}, "seed": 1},
+]
+TEXT_ALIKE = [
+    {"logprobs": 0},
+    {"logprobs": 3, "echo": True},
+    {"echo": True, "n": 2, "seed": 3},
+    {"prompt": ["abc", "de!", "f"], "n": 2, "seed": 3, "logprobs": 1, "echo": True, "prompt_logprobs": 0},
+    {"prompt": [[97, 98], [99]], "stop": ["b"]},
+    {"prompt": "ab!", "truncate_prompt_tokens": -1, "max_tokens": 98},
+]
+
+
+def places_of(logprobs):
+    """Log-probabilities of a message, in the words of the JSON form."""
+    return [
+        (
+            place.chosen.token,
+            tuple(place.chosen.utf8),
+            place.chosen.logprob if place.chosen.HasField("logprob") else None,
+            [(one.token, one.logprob) for one in place.top],
+        )
+        for place in logprobs
+    ]
+
+
+def chat_places_of(logprobs):
+    return [
+        (p["token"], tuple(p["bytes"]), p["logprob"], [(one["token"], one["logprob"]) for one in p["top_logprobs"]])
+        for p in (logprobs or {"content": []})["content"]
+    ]
+
+
+def prompt_places_of(places):
+    """Each place's token and the likeliest, by id; of the first there is nothing."""
+    told = [{one.token_id: (one.logprob, one.rank, one.token) for one in (p.chosen, *p.top)} for p in places]
+    return [None, *told[1:]] if told else None
+
+
+def prompt_body_of(body):
+    return body and [
+        place and {int(id): (one["logprob"], one["rank"], one["decoded_token"]) for id, one in place.items()}
+        for place in body
+    ]
+
+
+def reason_of(message):
+    which = message.stop_reason.WhichOneof("reason")
+    return which and getattr(message.stop_reason, which)
+
+
+def finish_of(message):
+    return {glm_pb2.FINISH_REASON_STOP: "stop", glm_pb2.FINISH_REASON_LENGTH: "length"}[message.finish_reason]
+
+
+def whole_choices(chunks):
+    """For each choice its text, ids, places, finish and reason, put together from the chunks of a stream."""
+    return [
+        (
+            "".join(c.text for c in mine),
+            [id for c in mine for id in c.token_ids],
+            [place for c in mine for place in c.logprobs],
+            finish_of(mine[-1]),
+            reason_of(mine[-1]),
+        )
+        for index in sorted({c.index for c in chunks})
+        for mine in [[c for c in chunks if c.index == index]]
+    ]
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+@pytest.mark.parametrize("fields", [*ALIKE, *CHAT_ALIKE[:-1]])
+async def test_answers_to_conversations_are_alike(http, stub, echo, fields, at_once):
+    echo.at_once, echo.by_seed = at_once, True
+    body = CHAT | {"return_token_ids": True, "max_tokens": 12, "seed": 0} | fields
+    answer = (await http.post("/v1/chat/completions", json=body)).json()
+    whole = await stub.Chat(chat_message(body))
+    assert [
+        (c["message"]["content"], c["token_ids"], c["finish_reason"], c["stop_reason"]) for c in answer["choices"]
+    ] == [(c.message.content, list(c.token_ids), finish_of(c), reason_of(c)) for c in whole.choices]
+    assert [chat_places_of(c["logprobs"]) for c in answer["choices"]] == [places_of(c.logprobs) for c in whole.choices]
+    assert [c["index"] for c in answer["choices"]] == [c.index for c in whole.choices] == list(range(body.get("n", 1)))
+    assert answer["prompt_token_ids"] == list(whole.prompt_token_ids)
+    assert prompt_body_of(answer.get("prompt_logprobs")) == prompt_places_of(whole.prompt_logprobs)
+    assert answer["usage"]["completion_tokens"] == whole.usage.completion_tokens
+    ours, theirs = (
+        {replace(seen, request_id="") for seen in echo.seen if seen.request_id.startswith(id)}
+        for id in (answer["id"], whole.id)
+    )
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+@pytest.mark.parametrize("fields", [*ALIKE, *TEXT_ALIKE])
+async def test_continuations_are_alike(http, stub, echo, fields, at_once):
+    echo.at_once, echo.by_seed = at_once, True
+    body = TEXT | {"return_token_ids": True, "max_tokens": 12, "seed": 0} | fields
+    answer = (await http.post("/v1/completions", json=body)).json()
+    chunks = [chunk async for chunk in stub.Generate(generate_message(body))]
+    streamed = whole_choices(chunks)
+    assert [(c["text"], c["token_ids"], c["finish_reason"], c["stop_reason"]) for c in answer["choices"]] == [
+        (text, ids, finish, reason) for text, ids, _, finish, reason in streamed
+    ]
+    for choice, (text, _, places, _, _) in zip(answer["choices"], streamed, strict=True):
+        columns = choice["logprobs"] or {"tokens": [], "token_logprobs": [], "text_offset": []}
+        assert columns["tokens"] == [place.chosen.token for place in places]
+        assert columns["text_offset"] == [place.text_offset for place in places]
+        assert columns["token_logprobs"] == [logprob for _, _, logprob, _ in places_of(places)]
+        assert all(
+            text[start:].startswith(token)
+            for start, token in zip(columns["text_offset"], columns["tokens"], strict=True)
+            if start < len(text) and token != "<|end|>"
+        )
+    firsts = [next(c for c in chunks if c.index == index) for index in range(len(streamed))]
+    assert [c["prompt_token_ids"] for c in answer["choices"]] == [list(c.prompt_token_ids) for c in firsts]
+    assert [prompt_body_of(c.get("prompt_logprobs")) for c in answer["choices"]] == [
+        prompt_places_of(c.prompt_logprobs) for c in firsts
+    ]
+    usage = chunks[-1].usage
+    assert (
+        answer["usage"]["completion_tokens"] == usage.completion_tokens == sum(len(ids) for _, ids, _, _, _ in streamed)
+    )
+    assert answer["usage"]["prompt_tokens"] == usage.prompt_tokens
+    assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == usage.cached_tokens
+    assert [chunk.HasField("usage") for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+
+
+@pytest.mark.parametrize(("path", "body"), [("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)])
+async def test_usage_so_far_is_alike(http, stub, path, body):
+    body = body | {"n": 2, "max_tokens": 4, "stream": True, "stream_options": {"continuous_usage_stats": True}}
+    lines = (await http.post(path, json=body)).text.split("\n\n")[:-2]
+    over_http = [json.loads(line.removeprefix("data: "))["usage"]["completion_tokens"] for line in lines]
+    call = stub.Generate(generate_message(body)) if "prompt" in body else stub.ChatStream(chat_message(body))
+    assert over_http == [chunk.usage.completion_tokens async for chunk in call] == list(range(1, 9))
+
+
+async def test_one_choice_that_fails_fails_the_request_and_ends_the_others(http, stub, echo):
+    echo.error = EngineUnavailable("no engine; try again")
+    body = TEXT | {"prompt": ["abc", "a~"], "n": 2}
+    assert (await http_verdict(http, "/v1/completions", body))[0] == 503
+    assert await generate_verdict(stub, body) == (grpc.StatusCode.UNAVAILABLE, "no engine; try again")
+    assert echo.open == 0
+    assert len(echo.seen) == 8

@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from support.engines import drain, drain_events
 
 from glm_cluster.config import EngineConfig
@@ -76,15 +78,18 @@ EDITS = {
 class Residues:
     """A grammar of a made-up kind: no id whose sum with the output's length and last id is a multiple."""
 
+    error = None
+    is_ready = True
+
     def __init__(self, grammar: Grammar) -> None:
         self._step = int(grammar.source)
         self._output: tuple[int, ...] = ()
 
-    def allowed(self, output: Sequence[int]) -> torch.Tensor:
+    def allowed(self, output: Sequence[int]) -> NDArray[np.int32]:
         assert tuple(output[: len(self._output)]) == self._output, "the output of a sequence only grows"
         self._output = tuple(output)
-        bits = (torch.arange(-(-VOCAB // 32) * 32) + len(output) + sum(output[-1:])) % self._step != 0
-        return (bits.long().view(-1, 32) << torch.arange(32)).sum(1).to(torch.int32)
+        bits = (np.arange(-(-VOCAB // 32) * 32) + len(output) + sum(output[-1:])) % self._step != 0
+        return np.packbits(bits, bitorder="little").view("<i4")
 
 
 @st.composite
