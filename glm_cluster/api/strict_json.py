@@ -20,23 +20,24 @@ _PIECE = 16 << 10
 _ScanOnce: TypeAlias = Callable[[str, int], tuple[Any, int]]
 
 
-def decode_json(body: bytes) -> object:
-    """The value that `body` is the JSON of; refuse in a sentence what is none."""
+def decode_json(body: bytes, *, param: str | None = None) -> object:
+    """The value that `body` is the JSON of; refuse in a sentence what is none. `param`: the field that it stands in."""
+    what = param or "the body"
     try:
         text = body.decode()
         value = (_AT_ONCE if len(text) <= _LONG else _BY_TURNS).decode(text)
     except ValueError as error:
-        raise InvalidRequest(f"the body is not valid JSON: {error}") from error
+        raise InvalidRequest(f"{what} is not valid JSON: {error}", param=param) from error
     except RecursionError as error:
-        raise _too_deep() from error
+        raise _too_deep(what, param) from error
     if text.count("[") + text.count("{") > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
-        raise _too_deep()
+        raise _too_deep(what, param)
     return value
 
 
-def _too_deep() -> InvalidRequest:
+def _too_deep(what: str, param: str | None) -> InvalidRequest:
     return InvalidRequest(
-        f"the body holds more than {MAX_DEPTH} arrays or objects inside one another; send a flatter one"
+        f"{what} holds more than {MAX_DEPTH} arrays or objects inside one another; send a flatter one", param=param
     )
 
 

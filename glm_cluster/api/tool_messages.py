@@ -3,11 +3,11 @@
 A message becomes the mapping that the same would be in JSON, so what is missing or unknown is refused by the validator.
 """
 
-import json
 from collections.abc import Sequence
 
 from glm_cluster.api.answers import CallDelta, ToolCall
 from glm_cluster.api.proto import glm_pb2
+from glm_cluster.api.strict_json import decode_json
 from glm_cluster.api.tools import MAX_PARAMETERS_BYTES
 from glm_cluster.errors import InvalidRequest
 
@@ -62,7 +62,4 @@ def _schema(source: str, path: str) -> object:
     """A schema that comes as text; one of a bound length, so that no long one is parsed."""
     if len(source) > MAX_PARAMETERS_BYTES:
         raise InvalidRequest(f"{path}: it should have at most {MAX_PARAMETERS_BYTES} bytes", param=path)
-    try:
-        return json.loads(source)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{path}: it is no JSON ({error}); send a JSON schema", param=path) from error
+    return decode_json(source.encode(), param=path)

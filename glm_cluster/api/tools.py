@@ -26,7 +26,11 @@ def _bounded(parameters: dict[str, Any]) -> dict[str, Any]:
         level = [inner for outer in level for inner in _inside(outer)]
     if level:
         raise ValueError(f"Input should be nested at most {MAX_PARAMETERS_DEPTH} deep")
-    if len(json.dumps(parameters)) > MAX_PARAMETERS_BYTES:
+    try:
+        num_bytes = len(json.dumps(parameters, allow_nan=False))
+    except ValueError as error:
+        raise ValueError("Input should have finite numbers only") from error
+    if num_bytes > MAX_PARAMETERS_BYTES:
         raise ValueError(f"Input should have at most {MAX_PARAMETERS_BYTES} bytes as JSON")
     if parameters.get("type", "object") != "object":
         raise ValueError('Input should be the schema of an object: {"type": "object", "properties": ...}')

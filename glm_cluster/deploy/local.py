@@ -31,6 +31,7 @@ _PROXIED_HOSTS = ("127.0.0.1", "localhost", "0.0.0.0")
 OBJECT_STORE_BYTES = 128 << 20  # we put nothing there; Ray would take a third of the memory
 _FIRST_ANSWER_S = 60.0
 _STREAMS_PER_CONNECTION = "1000"
+_GRPC_MESSAGE_BYTES = str(256 << 20)  # an answer may be long; Serve would take requests of 2 GiB into memory too
 _DRAIN_S = 1.0
 _ASK_SERVE_S = 0.2  # how it is doing; an answer costs its controller and us 10 ms each, and both are busy
 _SAID_OF_EVERY_STOP = r"ServeController\.(graceful_shutdown failed|\w+ failed.*killed by `ray\.kill`)"  # by the raylet
@@ -102,6 +103,7 @@ def set_ray_flags() -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS_SKIP_REGEX": _SAID_OF_EVERY_STOP,
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": _GRPC_MESSAGE_BYTES,
         "RAY_SERVE_HAPROXY_H2_FE_MAX_CONCURRENT_STREAMS": _STREAMS_PER_CONNECTION,
         "RAY_SERVE_HAPROXY_H2_BE_MAX_CONCURRENT_STREAMS": _STREAMS_PER_CONNECTION,
         # While no front is up HAProxy asks these; on Serve's own ports another cluster of this host would answer.

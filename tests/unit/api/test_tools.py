@@ -327,6 +327,15 @@ async def test_a_schema_is_neither_deep_nor_long(http: httpx.AsyncClient) -> Non
         assert words in response.json()["error"]["message"]
 
 
+async def test_a_schema_has_finite_numbers(http: httpx.AsyncClient) -> None:
+    """1e999 is JSON, becomes infinity, and was shown to the model as `Infinity`."""
+    tool = {"type": "function", "function": {"name": "a", "parameters": {"maximum": 5}}}
+    content = json.dumps(chat(tools=[tool])).replace(": 5", ": 1e999")
+    response = await http.post("/v1/chat/completions", content=content)
+    assert response.status_code == 400
+    assert "tools.0.function.parameters: Input should have finite numbers only" in response.json()["error"]["message"]
+
+
 async def test_a_call_of_a_model_that_cannot_be_read_cannot_be_demanded(http: httpx.AsyncClient) -> None:
     response = await http.post("/v1/chat/completions", json=chat("off", tool_choice="required"))
     assert response.status_code == 400
@@ -373,7 +382,10 @@ async def test_grpc_refuses_the_same(
     assert caught.value.details() == response.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("source", ["{", "x" * (65 << 10)])
+@pytest.mark.parametrize(
+    "source",
+    ["{", "x" * (65 << 10), '{"type": "object", "type": "object"}', '{"a": NaN}', '{"a": 1e999}', "[" * 60000],
+)
 async def test_grpc_refuses_a_schema_that_is_none(stub: glm_pb2_grpc.GlmStub, source: str) -> None:
     request = message_of(chat())
     request.tools[0].function.parameters = source
