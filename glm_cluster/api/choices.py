@@ -12,7 +12,7 @@ from dataclasses import replace
 from glm_cluster.api.answers import Delta, Likelihood, Place, Usage
 from glm_cluster.api.generations import Prepared
 from glm_cluster.errors import InternalError
-from glm_cluster.metrics import FIRST_TOKEN_S, INTER_TOKEN_S, Meters
+from glm_cluster.metrics import FIRST_TOKEN_S, INTER_TOKEN_S, TOKENS, Meters
 from glm_cluster.records import FinishReason, TokenEvent, TokenLogprobs
 from glm_cluster.text.stops import StopMatcher
 from glm_cluster.text.stream import Detokenizer
@@ -35,7 +35,16 @@ async def choice_deltas(prepared: Prepared, meters: Meters) -> AsyncGenerator[De
             else:
                 usage = _usage(prepared, choices, num_output)
                 so_far = usage if prepared.tells_usage_so_far else None
+                if not num_running:
+                    count_tokens(meters, usage)
                 yield replace(delta, usage=None if num_running else usage, so_far=so_far)
+
+
+def count_tokens(meters: Meters, usage: Usage) -> None:
+    """Report what a request cost."""
+    meters.count(TOKENS, usage.num_prompt_tokens, {"kind": "prompt"})
+    meters.count(TOKENS, usage.num_cached_tokens, {"kind": "cached"})
+    meters.count(TOKENS, usage.num_output_tokens, {"kind": "output"})
 
 
 async def _deltas(prepared: Prepared, choice: "_Choice", meters: Meters) -> AsyncGenerator[Delta, None]:
