@@ -1,10 +1,14 @@
 """An answer in pieces and as a whole, and what it cost, for every wire alike. Knows no wire and no engine."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from glm_cluster.errors import InternalError
 from glm_cluster.records import FinishReason
+
+ChoiceFinish: TypeAlias = FinishReason | Literal["tool_calls"]
+"""tool_calls: the engine's `stop`, of an output that calls tools."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +49,25 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class CallDelta:
+    """The next piece of a tool call: what its arguments go on with. Its first has `id` and `name`."""
+
+    index: int  # of the call in its choice
+    arguments: str
+    id: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A whole call."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """The next piece of one choice. A choice's last has `finish`; the last of all has `usage`.
 
@@ -54,13 +77,15 @@ class Delta:
 
     text: str
     token_ids: tuple[int, ...]
-    finish: FinishReason | None = None
+    finish: ChoiceFinish | None = None
     usage: Usage | None = None
     index: int = 0  # of the choice
     stop_reason: str | int | None = None  # the stop string or the client's own stop id that ended it
     places: tuple[Place, ...] = ()  # of the text's tokens, where asked for
     prompt_places: tuple[Place, ...] = ()  # of the prompt's, in a choice's first delta
     so_far: Usage | None = None  # up to here, where every piece is to say it
+    reasoning: str = ""
+    calls: tuple[CallDelta, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +94,12 @@ class Answer:
 
     text: str
     token_ids: tuple[int, ...]
-    finish: FinishReason
+    finish: ChoiceFinish
     stop_reason: str | int | None = None
     places: tuple[Place, ...] = ()
     prompt_places: tuple[Place, ...] = ()
+    reasoning: str = ""
+    calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,4 +130,15 @@ def _answer(deltas: list[Delta]) -> Answer:
         last.stop_reason,
         tuple(place for delta in deltas for place in delta.places),
         deltas[0].prompt_places,
+        "".join(delta.reasoning for delta in deltas),
+        _calls([call for delta in deltas for call in delta.calls]),
     )
+
+
+def _calls(deltas: Sequence[CallDelta]) -> tuple[ToolCall, ...]:
+    """Put calls together."""
+    begun = [delta for delta in deltas if delta.id is not None]
+    arguments: dict[int, list[str]] = {}
+    for delta in deltas:
+        arguments.setdefault(delta.index, []).append(delta.arguments)
+    return tuple(ToolCall(one.id or "", one.name or "", "".join(arguments[one.index])) for one in begun)

@@ -101,7 +101,13 @@ class _Choice:
         self.num_output = 0
         self.num_cached: int | None = None  # None: no event yet
         self._prepared = prepared
-        self._detokenizer = Detokenizer(prepared.tokenizer, skip_newline=prepared.skip_newline)
+        reading = prepared.reading
+        self._detokenizer = Detokenizer(
+            prepared.tokenizer,
+            skip_newline=prepared.skip_newline and reading is None,
+            shown={} if reading is None else reading.shown(prepared.tokenizer),
+        )
+        self._reader = None if reading is None else reading.begin()
         stops = prepared.stops
         self._matcher = None if stops is None else StopMatcher(stops, include=prepared.shows_stop)
         self._is_plain = stops is None and prepared.num_logprobs is None
@@ -124,6 +130,10 @@ class _Choice:
 
     def read(self, event: TokenEvent) -> Delta:
         """The delta of one event."""
+        delta = self._read(event)
+        return delta if self._reader is None else self._reader.read(delta)
+
+    def _read(self, event: TokenEvent) -> Delta:
         if self.num_cached is None:
             self.num_cached = event.num_cached_tokens
         if event.finish is None and self._is_plain and self._opening is None:

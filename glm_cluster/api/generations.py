@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 from glm_cluster.api.openai import GenerationBody
+from glm_cluster.api.reading import Reading
 from glm_cluster.api.window import EncodeWindow
 from glm_cluster.errors import InvalidRequest
 from glm_cluster.records import GenerationRequest, Generator, Grammar, ModelInfo, SamplingParams
@@ -37,6 +38,7 @@ class Prepared:
     num_prompt_logprobs: int | None = None
     echoes: tuple[str, ...] = ()  # of each prompt the text that its choices begin with; none of any where not asked for
     tells_usage_so_far: bool = False
+    reading: Reading | None = None  # None: all of an output is text
     user: str | None = None
 
     @property

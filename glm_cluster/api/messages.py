@@ -9,17 +9,38 @@ from typing import Any
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from glm_cluster.api.answers import Answer, Answers, Delta, Likelihood, Place, Usage
+from glm_cluster.api.answers import Answer, Answers, ChoiceFinish, Delta, Likelihood, Place, Usage
 from glm_cluster.api.fields import MAX_ITEMS, MAX_PROMPTS
 from glm_cluster.api.logprobs import finite
 from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest
 from glm_cluster.api.proto import glm_pb2
 from glm_cluster.api.replies import Asked, Head
 from glm_cluster.api.schema import too_many
+from glm_cluster.api.tool_messages import (
+    call_delta_messages,
+    call_mapping,
+    call_messages,
+    tool_choice_mapping,
+    tool_mapping,
+)
+from glm_cluster.api.tools import MAX_TOOLS
 from glm_cluster.errors import InvalidRequest
-from glm_cluster.records import FinishReason, ModelInfo, Task
+from glm_cluster.records import ModelInfo, Task
 
-_ROLES = {glm_pb2.ROLE_SYSTEM: "system", glm_pb2.ROLE_USER: "user", glm_pb2.ROLE_ASSISTANT: "assistant"}
+_ROLES = {
+    glm_pb2.ROLE_SYSTEM: "system",
+    glm_pb2.ROLE_DEVELOPER: "developer",
+    glm_pb2.ROLE_USER: "user",
+    glm_pb2.ROLE_ASSISTANT: "assistant",
+    glm_pb2.ROLE_TOOL: "tool",
+    glm_pb2.ROLE_OBSERVATION: "observation",
+}
+_FINISHES: dict[ChoiceFinish | None, glm_pb2.FinishReason] = {
+    None: glm_pb2.FINISH_REASON_UNSPECIFIED,
+    "stop": glm_pb2.FINISH_REASON_STOP,
+    "length": glm_pb2.FINISH_REASON_LENGTH,
+    "tool_calls": glm_pb2.FINISH_REASON_TOOL_CALLS,
+}
 TASKS: dict[Task, glm_pb2.Task] = {
     "generate": glm_pb2.TASK_GENERATE,
     "classify": glm_pb2.TASK_CLASSIFY,
@@ -32,7 +53,13 @@ def chat_request(message: glm_pb2.ChatRequest, *, stream: bool) -> ChatCompletio
     """Validate a conversation."""
     refuse_many(message.messages)
     raw = _raw(message, stream=stream)
+    if len(message.tools) > MAX_TOOLS:
+        raise InvalidRequest(f"tools: {too_many(MAX_TOOLS)}", param="tools")
     raw["messages"] = turns(message.messages)
+    if message.tools:
+        raw["tools"] = [tool_mapping(tool, f"tools.{index}") for index, tool in enumerate(message.tools)]
+    if message.HasField("tool_choice"):
+        raw["tool_choice"] = tool_choice_mapping(message.tool_choice)
     if message.chat_template_kwargs:
         raw["chat_template_kwargs"] = {name: _value(value) for name, value in message.chat_template_kwargs.items()}
     return ChatCompletionRequest.parse(raw)
@@ -111,8 +138,11 @@ def _turn(message: glm_pb2.ChatMessage) -> dict[str, object]:
     turn: dict[str, object] = {}
     if message.HasField("role"):
         turn["role"] = _ROLES.get(message.role, str(message.role))
-    if message.HasField("content"):
-        turn["content"] = message.content
+    for name in ("content", "reasoning_content", "tool_call_id", "name"):
+        if message.HasField(name):
+            turn[name] = getattr(message, name)
+    if message.tool_calls:
+        turn["tool_calls"] = [call_mapping(call) for call in message.tool_calls]
     return turn
 
 
@@ -151,8 +181,13 @@ def chat_response(head: Head, answers: Answers, asked: Asked) -> glm_pb2.ChatRes
 def _chat_choice(index: int, answer: Answer, asked: Asked) -> glm_pb2.ChatChoice:
     return glm_pb2.ChatChoice(
         index=index,
-        message=glm_pb2.ChatMessage(role=glm_pb2.ROLE_ASSISTANT, content=answer.text),
-        finish_reason=_finish(answer.finish),
+        message=glm_pb2.ChatMessage(
+            role=glm_pb2.ROLE_ASSISTANT,
+            content=None if answer.calls and not answer.text else answer.text,
+            tool_calls=call_messages(answer.calls),
+            reasoning_content=answer.reasoning or None,
+        ),
+        finish_reason=_FINISHES[answer.finish],
         stop_reason=_stop_reason(answer.stop_reason),
         token_ids=answer.token_ids if asked.token_ids else None,
         logprobs=place_messages(answer.places),
@@ -175,7 +210,9 @@ class ChunkWriter:
             created=self._head.created,
             model=self._head.model,
             content=delta.text,
-            finish_reason=_finish(delta.finish),
+            reasoning_content=delta.reasoning,
+            tool_calls=call_delta_messages(delta.calls),
+            finish_reason=_FINISHES[delta.finish],
             usage=usage_message(delta.usage or delta.so_far),
             prompt_token_ids=self._asked.prompt_of(0) if is_first and self._asked.token_ids else None,
             token_ids=delta.token_ids if self._asked.token_ids else None,
@@ -193,7 +230,7 @@ class ChunkWriter:
             created=self._head.created,
             model=self._head.model,
             text=delta.text,
-            finish_reason=_finish(delta.finish),
+            finish_reason=_FINISHES[delta.finish],
             usage=usage_message(delta.usage or delta.so_far),
             prompt_token_ids=self._asked.prompt_of(delta.index) if is_first and self._asked.token_ids else None,
             token_ids=delta.token_ids if self._asked.token_ids else None,
@@ -251,12 +288,6 @@ def model_message(info: ModelInfo) -> glm_pb2.Model:
         task=TASKS[info.task],
         labels=info.labels,
     )
-
-
-def _finish(reason: FinishReason | None) -> glm_pb2.FinishReason:
-    if reason is None:
-        return glm_pb2.FINISH_REASON_UNSPECIFIED
-    return glm_pb2.FINISH_REASON_STOP if reason == "stop" else glm_pb2.FINISH_REASON_LENGTH
 
 
 def usage_message(usage: Usage | None) -> glm_pb2.Usage | None:

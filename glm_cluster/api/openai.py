@@ -5,7 +5,7 @@ for both wires. Refuses to know the model: its name, vocabulary and length are c
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -29,24 +29,64 @@ from glm_cluster.api.fields import (
 )
 from glm_cluster.api.schema import Count, FewIds, FirstFault, Schema, at_most
 from glm_cluster.api.structured import StructuredBody
+from glm_cluster.api.tools import Calls, FunctionName, ToolFields
 from glm_cluster.config import MOST_CHOICES
 
 
 class Message(Schema):
     """One turn of a conversation."""
 
-    role: Literal["system", "user", "assistant"]
-    content: Content
+    role: Literal["system", "developer", "user", "assistant", "tool", "observation"]  # the last: GLM's name of `tool`
+    content: Content | None = None
+    tool_calls: Calls = Field(default=[])
+    reasoning_content: str | None = None
+    tool_call_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    name: FunctionName | None = None  # of the tool whose result this is
 
     @property
     def text(self) -> str:
         """The content in one string."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        if self.content is None or isinstance(self.content, str):
+            return self.content or ""
+        return "".join(part.text for part in self.content)
+
+    @property
+    def turn(self) -> dict[str, Any]:
+        """The message in the form that conversations are made of."""
+        turn: dict[str, Any] = {"role": self.role, "content": None if self.content is None else self.text}
+        if self.tool_calls:
+            turn["tool_calls"] = [call.model_dump() for call in self.tool_calls]
+        named = ("reasoning_content", "tool_call_id", "name")
+        return turn | {name: value for name in named if (value := getattr(self, name)) is not None}
+
+    @property
+    def size_bytes(self) -> int:
+        """About how much there is to render."""
+        arguments = sum(len(call.function.arguments) for call in self.tool_calls)
+        return len(self.text) + len(self.reasoning_content or "") + arguments
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_not_given(cls, raw: object) -> object:
+        """Null stands for the default: clients send answers back with every field that they know."""
+        if isinstance(raw, dict):
+            return {name: value for name, value in raw.items() if value is not None or name == "role"}
+        return raw
 
     @model_validator(mode="after")
-    def _user_says_something(self) -> Self:
+    def _says_something(self) -> Self:
         if self.role == "user" and not self.text:
             raise ValueError("a user message must have some content")
+        if self.content is None and not self.tool_calls:
+            raise ValueError("content: a message without tool_calls must have some")
+        return self
+
+    @model_validator(mode="after")
+    def _fields_of_the_role(self) -> Self:
+        if self.role != "assistant" and (self.tool_calls or self.reasoning_content is not None):
+            raise ValueError(f"tool_calls and reasoning_content are an assistant's, not {self.role}'s")
+        if self.role not in ("tool", "observation") and (self.tool_call_id or self.name):
+            raise ValueError(f"tool_call_id and name belong to a tool's result, not to {self.role}'s message")
         return self
 
 
@@ -122,7 +162,7 @@ class GenerationBody(StructuredBody):
         return self
 
 
-class ChatCompletionRequest(GenerationBody):
+class ChatCompletionRequest(ToolFields, GenerationBody):
     """Body of POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(min_length=1), FirstFault(), BeforeValidator(at_most(MAX_ITEMS))]
@@ -147,6 +187,18 @@ class ChatCompletionRequest(GenerationBody):
     def opens_answer(self) -> bool:
         """Whether the prompt goes on to where an answer begins."""
         return not self.continue_final_message if self.add_generation_prompt is None else self.add_generation_prompt
+
+    @model_validator(mode="after")
+    def _calls_may_come(self) -> Self:
+        """A form has no place for calls, and what bounds tokens may leave a demanded call none to choose."""
+        self.check_form_alone(tools=self.offered)
+        self.check_demand_alone(
+            min_tokens=self.min_tokens,
+            ignore_eos=self.ignore_eos,
+            allowed_token_ids=self.allowed_token_ids is not None,
+            bad_words=self.bad_words,
+        )
+        return self
 
     @model_validator(mode="after")
     def _limits_agree(self) -> Self:

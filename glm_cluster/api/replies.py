@@ -8,7 +8,7 @@ from typing import Literal
 
 from typing_extensions import TypedDict
 
-from glm_cluster.api.answers import Answer, Answers, Delta, Place, Usage
+from glm_cluster.api.answers import Answer, Answers, CallDelta, ChoiceFinish, Delta, Place, ToolCall, Usage
 from glm_cluster.api.generations import Prepared
 from glm_cluster.api.logprobs import (
     ChatLogprobs,
@@ -20,16 +20,33 @@ from glm_cluster.api.logprobs import (
 )
 from glm_cluster.api.openai import GenerationBody
 from glm_cluster.errors import GlmError, InvalidRequest
-from glm_cluster.records import FinishReason
 
 DONE = b"data: [DONE]\n\n"
+
+
+class FunctionBody(TypedDict, total=False):
+    """What a call calls, with what; or what its arguments go on with."""
+
+    name: str
+    arguments: str
+
+
+class CallBody(TypedDict, total=False):
+    """A tool call, or the next piece of one."""
+
+    index: int  # in pieces alone
+    id: str
+    type: Literal["function"]
+    function: FunctionBody
 
 
 class MessageBody(TypedDict, total=False):
     """An answer, or the next piece of one."""
 
     role: Literal["assistant"]
-    content: str
+    reasoning_content: str
+    content: str | None
+    tool_calls: Sequence[CallBody]
 
 
 class PromptFields(TypedDict, total=False):
@@ -47,7 +64,7 @@ class Choice(PromptFields, total=False):
     delta: MessageBody
     text: str
     logprobs: ChatLogprobs | TextLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: ChoiceFinish | None
     stop_reason: str | int | None
     token_ids: Sequence[int]
 
@@ -86,11 +103,56 @@ class Dialect:
     id_prefix: str
     whole: str  # the `object` of an answer
     chunk: str  # the `object` of a chunk
-    answer: Callable[[str], Choice]
-    opening: Callable[[str], Choice]  # the first piece
-    piece: Callable[[str], Choice]  # any other
+    answer: Callable[[Answer], Choice]
+    opening: Callable[[Delta], Choice]  # the first piece
+    piece: Callable[[Delta], Choice]  # any other
     logprobs: Callable[[Sequence[Place]], ChatLogprobs | TextLogprobs]
     tells_prompt_once: bool  # beside the choices, not in each of them
+
+
+def _message(answer: Answer) -> Choice:
+    message: MessageBody = {"role": "assistant", "content": answer.text or None if answer.calls else answer.text}
+    if answer.reasoning:
+        message["reasoning_content"] = answer.reasoning
+    if answer.calls:
+        message["tool_calls"] = [_call(call) for call in answer.calls]
+    return {"message": message}
+
+
+def _call(call: ToolCall) -> CallBody:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def _message_opening(delta: Delta) -> Choice:
+    message: MessageBody = {"role": "assistant", "content": delta.text}
+    return {"delta": {**message, **_beside_text(delta)}}
+
+
+def _message_piece(delta: Delta) -> Choice:
+    """Of a delta without text, `content` only where there is nothing else to say."""
+    beside = _beside_text(delta)
+    message: MessageBody = {"content": delta.text} if delta.text or not beside else {}
+    return {"delta": {**message, **beside}}
+
+
+def _beside_text(delta: Delta) -> MessageBody:
+    message: MessageBody = {}
+    if delta.reasoning:
+        message["reasoning_content"] = delta.reasoning
+    if delta.calls:
+        message["tool_calls"] = [_call_piece(call) for call in delta.calls]
+    return message
+
+
+def _call_piece(call: CallDelta) -> CallBody:
+    if call.id is None or call.name is None:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    return {
+        "index": call.index,
+        "id": call.id,
+        "type": "function",
+        "function": {"name": call.name, "arguments": call.arguments},
+    }
 
 
 CHAT = Dialect(
@@ -98,9 +160,9 @@ CHAT = Dialect(
     id_prefix="chatcmpl-",
     whole="chat.completion",
     chunk="chat.completion.chunk",
-    answer=lambda text: {"message": {"role": "assistant", "content": text}},
-    opening=lambda text: {"delta": {"role": "assistant", "content": text}},
-    piece=lambda text: {"delta": {"content": text}},
+    answer=_message,
+    opening=_message_opening,
+    piece=_message_piece,
     logprobs=chat_logprobs_body,
     tells_prompt_once=True,
 )
@@ -109,9 +171,9 @@ COMPLETION = Dialect(
     id_prefix="cmpl-",
     whole="text_completion",
     chunk="text_completion",
-    answer=lambda text: {"text": text},
-    opening=lambda text: {"text": text},
-    piece=lambda text: {"text": text},
+    answer=lambda answer: {"text": answer.text},
+    opening=lambda delta: {"text": delta.text},
+    piece=lambda delta: {"text": delta.text},
     logprobs=text_logprobs_body,
     tells_prompt_once=False,
 )
@@ -168,7 +230,7 @@ def whole_reply(dialect: Dialect, head: Head, answers: Answers, asked: Asked) ->
 
 
 def _answer(dialect: Dialect, index: int, answer: Answer, asked: Asked) -> Choice:
-    choice = _choice(index, dialect.answer(answer.text), _logprobs(dialect, answer.places, asked), answer.finish)
+    choice = _choice(index, dialect.answer(answer), _logprobs(dialect, answer.places, asked), answer.finish)
     choice["stop_reason"] = answer.stop_reason
     if asked.token_ids:
         choice["token_ids"] = answer.token_ids
@@ -204,10 +266,10 @@ class EventWriter:
         frame = self._frames.get(delta.index)
         if frame is None:
             self._frames[delta.index] = self._frame(delta.index)
-            return self._chunk(delta, self._dialect.opening(delta.text), is_first=True) + self._closing(delta)
-        if self._is_plain and delta.finish is None:
+            return self._chunk(delta, self._dialect.opening(delta), is_first=True) + self._closing(delta)
+        if self._is_plain and delta.finish is None and not (delta.reasoning or delta.calls):
             return frame[0] + json.dumps(delta.text).encode() + frame[1] if delta.text else b""
-        return self._chunk(delta, self._dialect.piece(delta.text)) + self._closing(delta)
+        return self._chunk(delta, self._dialect.piece(delta)) + self._closing(delta)
 
     def _chunk(self, delta: Delta, content: Choice, *, is_first: bool = False) -> bytes:
         places = _logprobs(self._dialect, delta.places, self._asked) if delta.places else None
@@ -232,7 +294,7 @@ class EventWriter:
 
     def _frame(self, index: int) -> tuple[bytes, bytes]:
         mark = "\0"
-        plain = sse(self._around(_choice(index, self._dialect.piece(mark), None, None), None))
+        plain = sse(self._around(_choice(index, self._dialect.piece(Delta(mark, ())), None, None), None))
         before, _, after = plain.rpartition(json.dumps(mark).encode())
         return before, after
 
@@ -286,7 +348,7 @@ def http_error_body(message: str, code: str) -> ErrorBody:
 
 
 def _choice(
-    index: int, content: Choice, logprobs: ChatLogprobs | TextLogprobs | None, finish: FinishReason | None
+    index: int, content: Choice, logprobs: ChatLogprobs | TextLogprobs | None, finish: ChoiceFinish | None
 ) -> Choice:
     return {"index": index, **content, "logprobs": logprobs, "finish_reason": finish}
 

@@ -132,6 +132,7 @@ def _path(location: tuple[int | str, ...]) -> str:
 _NAMED_FAULTS = 16
 _TAGS: dict[int | str, tuple[str, ...]] = {
     "content": ("text", "parts"),
+    "tool_choice": ("mode", "named"),
     "prompt": ("text", "texts", "token_ids", "many_token_ids"),
     "input": ("text", "texts", "token_ids", "many_token_ids"),
 }

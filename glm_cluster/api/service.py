@@ -12,9 +12,12 @@ from typing import TypeVar
 
 from glm_cluster.api.answers import Delta, Usage
 from glm_cluster.api.choices import choice_deltas, count_tokens
+from glm_cluster.api.demand import demanded_calls
 from glm_cluster.api.desk import GrammarDesk
 from glm_cluster.api.generations import Prepared, Prompt, generations, stop_ids
 from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest, GenerationBody, Message
+from glm_cluster.api.reading import Reading
+from glm_cluster.api.tools import MAX_PARAMETERS_BYTES
 from glm_cluster.api.window import EncodeWindow
 from glm_cluster.errors import ConfigError, InvalidRequest, ModelNotFound
 from glm_cluster.metrics import Meters
@@ -28,7 +31,10 @@ from glm_cluster.records import (
 from glm_cluster.text.chat import VARIABLES, ChatTemplate, model_opens_line
 from glm_cluster.text.stops import StopStrings
 from glm_cluster.text.tokenizer import Segment, Tokenizer
-from glm_cluster.text.tools.dialect import Dialect
+from glm_cluster.text.tools.conversation import conversation
+from glm_cluster.text.tools.dialect import Dialect, dialect_of
+from glm_cluster.text.tools.prompt import thinking_at_end, with_thinking_closed
+from glm_cluster.text.tools.tool import Tool
 
 T = TypeVar("T")
 _MESSAGE_BYTES = 64  # what a message costs to render besides its text
@@ -53,6 +59,11 @@ class ServedModel:
     desk: GrammarDesk | None = None  # None: it follows no grammars
     generator: Generator | None = None
     encoder: Encoder | None = None
+
+    @property
+    def speech(self) -> Dialect:
+        """How the model takes tools in and writes calls out."""
+        return self.dialect or dialect_of("" if self.template is None else self.template.source, ())
 
     def __post_init__(self) -> None:
         """Refuse what could answer no request."""
@@ -108,9 +119,26 @@ class Service:
             "add_generation_prompt": request.opens_answer,
             "continue_final_message": request.continue_final_message,
         }
-        rendered = await self.rendered(model, request.messages, request.chat_template_kwargs, **options)
+        specials = model.tokenizer.special_ids
+        demand = demanded_calls(request, model.speech, specials)
+        rendered = await self.rendered(
+            model,
+            request.messages,
+            request.chat_template_kwargs,
+            tools=request.offered,
+            closes_thinking=demand is not None or request.grammar is not None,
+            **options,
+        )
         prompt = Prompt(ids=await model.window.encode(rendered), param="messages")
-        return await _prepared(model, request_id, request, [prompt], skip_newline=model_opens_line(rendered))
+        reading = Reading(
+            dialect=model.speech,
+            tools=model.speech.understood(request.offered),
+            thinking=thinking_at_end(rendered, specials),
+            certain=demand is not None,
+            parallel=request.parallel_tool_calls,
+            skip_newline=model_opens_line(rendered),
+        )
+        return await _prepared(model, request_id, request, [prompt], reading=reading, demand=demand)
 
     async def rendered(
         self,
@@ -120,8 +148,13 @@ class Service:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: Sequence[Tool] = (),
+        closes_thinking: bool = False,
     ) -> tuple[Segment, ...]:
-        """A conversation in the model's chat template, made on another thread if it is long."""
+        """A conversation in the model's chat template, made on another thread if it is long.
+
+        `closes_thinking`: so that the model answers without reasoning.
+        """
         if (template := model.template) is None:
             raise InvalidRequest(
                 f"model: {model.info.name!r} has no chat template; send a prompt, as POST /v1/completions takes it "
@@ -129,18 +162,23 @@ class Service:
                 param="model",
             )
         template.check_variables(variables)
-        turns = [{"role": message.role, "content": message.text} for message in messages]
+        dialect = model.speech
+        specials = model.tokenizer.special_ids
 
         def render() -> tuple[Segment, ...]:
-            return template.render(
-                turns,
+            said = conversation([message.turn for message in messages], tools, dialect)
+            prompt = template.render(
+                said.messages,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
-                variables={**VARIABLES, **variables},
+                variables={**VARIABLES, **variables, **said.variables},
             )
+            if closes_thinking and dialect.thinks and dialect.family is not None:
+                return with_thinking_closed(prompt, specials, dialect.family)
+            return prompt
 
-        size_bytes = sum(_MESSAGE_BYTES + len(turn["content"]) for turn in turns)
-        return await model.window.off_loop(render, size_bytes=size_bytes)
+        size_bytes = sum(_MESSAGE_BYTES + message.size_bytes for message in messages)
+        return await model.window.off_loop(render, size_bytes=size_bytes + MAX_PARAMETERS_BYTES * len(tools))
 
     async def prepare_completion(self, request_id: str, request: CompletionRequest) -> Prepared:
         """Tokenise prompts unless they are ids already; refuse what their model can never continue."""
@@ -168,7 +206,8 @@ async def _prepared(
     request: GenerationBody,
     prompts: Sequence[Prompt],
     *,
-    skip_newline: bool = False,
+    reading: Reading | None = None,
+    demand: Grammar | None = None,
     echoes: bool = False,
 ) -> Prepared:
     assert model.generator is not None, "a model that generates has one"
@@ -177,6 +216,7 @@ async def _prepared(
     num_bytes = _TOKEN_BYTES * sum(map(len, request.stop))
     stops = await model.window.off_loop(lambda: StopStrings(request.stop), size_bytes=num_bytes)
     bad_words = await _bad_words(model, request.bad_words)
+    skip_newline = reading is not None and reading.skip_newline
     made = generations(
         model.info,
         request_id,
@@ -184,7 +224,7 @@ async def _prepared(
         prompts,
         bad_words=bad_words,
         prompt_logprobs=prompt_logprobs,
-        grammar=await _grammar(model, request, opens_line=skip_newline),
+        grammar=await _grammar(model, request, demand, opens_line=skip_newline),
     )
     echoed = [generation.prompt for generation in made[:: request.n]] if echoes else []
     num_bytes = _TOKEN_BYTES * sum(map(len, echoed))
@@ -203,18 +243,25 @@ async def _prepared(
         num_prompt_logprobs=request.prompt_logprobs,
         echoes=texts,
         tells_usage_so_far=request.stream_options is not None and request.stream_options.continuous_usage_stats,
+        reading=reading if reading is not None and reading.is_needed else None,
         user=request.user,
     )
 
 
-async def _grammar(model: ServedModel, request: GenerationBody, *, opens_line: bool) -> Grammar | None:
-    """What the answers must match as a whole, looked over; with the line break that comes before them unseen."""
-    if (grammar := request.grammar) is None:
+async def _grammar(
+    model: ServedModel, request: GenerationBody, demand: Grammar | None, *, opens_line: bool
+) -> Grammar | None:
+    """What the answers must match as a whole, looked over; with the line break that comes before them unseen.
+
+    Before calls, which are what `demand` allows, there is none.
+    """
+    grammar, field = (request.grammar, request.form_field) if demand is None else (demand, "tool_choice")
+    if grammar is None:
         return None
     if model.desk is None:
-        raise InvalidRequest(f"{request.form_field}: {model.info.name!r} follows no form", param=request.form_field)
-    grammar = replace(grammar, opens_line=opens_line)
-    await model.desk.check(grammar, request.form_field)
+        raise InvalidRequest(f"{field}: {model.info.name!r} follows no form", param=field)
+    grammar = replace(grammar, opens_line=opens_line and demand is None)
+    await model.desk.check(grammar, field)
     return grammar
 
 

@@ -140,6 +140,11 @@ class ToolFields(Schema):
             return self.offered if self.tool_choice == "required" else []
         return [tool for tool in self.offered if tool.name == self.tool_choice.function.name]
 
+    def check_demand_alone(self, **others: object) -> None:
+        """Raise ValueError if a call is demanded and one of `others`, by name, is given."""
+        if self.demanded and (given := [name for name, value in others.items() if value]):
+            raise ValueError(f"tool_choice: cannot be kept together with {', '.join(given)}; leave one out")
+
     @model_validator(mode="after")
     def _tools_have_different_names(self) -> Self:
         names = [body.tool.name for body in self.tools]

@@ -290,7 +290,7 @@ async def test_how_much_may_be_guessed_reaches_the_engine_alike(http, stub, echo
         ([], "messages: "),
         ([USER] * 4097, "messages: Input should have at most 4096 items"),
         ([{"content": "a"}], "messages.0.role: Field required"),
-        ([{"role": "user"}], "messages.0.content: Field required"),
+        ([{"role": "user"}], "messages.0: a user message must have some content"),
         ([{"role": "user", "content": ""}], "messages.0: a user message"),
         ([{"role": "user", "content": "a" * 101}], "takes 100 tokens"),
     ],
