@@ -6,13 +6,12 @@ out, and how models answer that give numbers instead of text.
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TypeVar
 
 from glm_cluster.api.answers import Delta, Usage
-from glm_cluster.api.choices import choice_deltas
+from glm_cluster.api.choices import choice_deltas, count_tokens
 from glm_cluster.api.demand import demanded_calls
 from glm_cluster.api.desk import GrammarDesk
 from glm_cluster.api.generations import Prepared, Prompt, generations, stop_ids
@@ -21,7 +20,7 @@ from glm_cluster.api.reading import Reading
 from glm_cluster.api.tools import MAX_PARAMETERS_BYTES
 from glm_cluster.api.window import EncodeWindow
 from glm_cluster.errors import ConfigError, InvalidRequest, ModelNotFound
-from glm_cluster.metrics import TOKENS, Meters
+from glm_cluster.metrics import Meters
 from glm_cluster.records import (
     Encoder,
     Generator,
@@ -192,19 +191,13 @@ class Service:
         ]
         return await _prepared(model, request_id, request, prompts, echoes=request.echo)
 
-    async def stream(self, prepared: Prepared) -> AsyncGenerator[Delta, None]:
+    def stream(self, prepared: Prepared) -> AsyncGenerator[Delta, None]:
         """The choices piece by piece. Closing this generator cancels the request down to the engine."""
-        async with aclosing(choice_deltas(prepared, self._meters)) as deltas:
-            async for delta in deltas:
-                if delta.usage is not None:
-                    self.count(delta.usage)
-                yield delta
+        return choice_deltas(prepared, self._meters)
 
     def count(self, usage: Usage) -> None:
         """Report what a request cost."""
-        self._meters.count(TOKENS, usage.num_prompt_tokens, {"kind": "prompt"})
-        self._meters.count(TOKENS, usage.num_cached_tokens, {"kind": "cached"})
-        self._meters.count(TOKENS, usage.num_output_tokens, {"kind": "output"})
+        count_tokens(self._meters, usage)
 
 
 async def _prepared(
