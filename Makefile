@@ -21,10 +21,12 @@ TORCH_PIN := $(shell sed -n '/^torch==/p' constraints.txt)
 PROTO := glm_cluster/api/proto
 # A second transformers with what it alone needs, beside the installed one: PYTHONPATH puts it first.
 RC1 := $(VENV)/rc1
+# Clients that others wrote, as an older openai among them wants it.
+CLIENTS := $(VENV)/clients
 RC1_PINS := transformers==5.0.0rc1 huggingface_hub==1.33.0 tokenizers==0.22.2 hf-xet==1.8.0
 
 .DELETE_ON_ERROR:
-.PHONY: serve test lint smoke test-gpu test-install test-rc1 fmt stubs install clean
+.PHONY: serve test test-all lint smoke test-gpu test-install test-rc1 test-structured test-clients fmt stubs install clean
 
 serve: $(VENV)/.installed
 	$(BIN)/glm-cluster serve $(ARGS)
@@ -55,6 +57,16 @@ test-install: $(VENV)/.installed-test
 # The oracle of `make test` is transformers 5.23; the page that the classes follow is of 5.0.0rc1.
 test-rc1: $(RC1)/.installed
 	PYTHONPATH=$(RC1) $(PYTEST) tests/oracle -n 2
+
+# Hundreds of real schemas, each kept by what the demo model writes.
+test-structured: $(VENV)/.installed-test
+	$(PYTEST) tests/structured -n 2
+
+# openai for Python and Node, LiteLLM, LangChain, Instructor, Pydantic AI, plain reflection and schemathesis drive a cluster.
+test-clients: $(CLIENTS)/.installed
+	PYTHONPATH=$(CLIENTS) $(PYTEST) tests/clients -n 0
+
+test-all: test test-structured test-clients test-rc1
 
 fmt: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
@@ -90,4 +102,9 @@ $(VENV)/.installed-test: $(VENV)/.installed
 $(RC1)/.installed: Makefile | $(VENV)/.installed-test
 	rm -rf $(RC1)
 	$(PIP) install --no-deps --target $(RC1) $(RC1_PINS)
+	touch $@
+
+$(CLIENTS)/.installed: tests/clients/requirements.txt | $(VENV)/.installed-test
+	rm -rf $(CLIENTS)
+	$(PIP) install --no-deps --target $(CLIENTS) -r tests/clients/requirements.txt
 	touch $@

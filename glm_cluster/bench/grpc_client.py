@@ -52,7 +52,7 @@ class GrpcClient:
     def _request(self, prompt: Prompt) -> glm_pb2.GenerateRequest:
         request = glm_pb2.GenerateRequest(
             model=self.model,
-            sampling=glm_pb2.Sampling(temperature=0),
+            sampling=glm_pb2.Sampling(temperature=0, ignore_eos=self.order.ignore_eos),
             max_tokens=self.order.max_tokens,
         )
         if isinstance(prompt, str):
@@ -67,8 +67,6 @@ class GrpcClient:
 @asynccontextmanager
 async def open_grpc_client(url: str, order: Order) -> AsyncIterator[GrpcClient]:
     """Connect, and find out what the server calls its model unless the order says so."""
-    if order.ignore_eos:
-        raise ConfigError("--ignore-eos has no field on the gRPC wire; measure the peer over HTTP")
     async with grpc.aio.insecure_channel(url.removeprefix(SCHEME).rstrip("/")) as channel:
         generate = channel.unary_stream(
             f"{_SERVICE}/Generate",

@@ -21,7 +21,19 @@ TOP_LEVEL = {
     "pyproject.toml",
     "tests",
 }
-TESTS = {"unit", "contract", "parallel", "cluster", "gpu", "install", "bench", "support", "oracle", "structured"}
+TESTS = {
+    "unit",
+    "contract",
+    "parallel",
+    "cluster",
+    "gpu",
+    "install",
+    "bench",
+    "support",
+    "oracle",
+    "structured",
+    "clients",
+}
 
 
 @pytest.fixture(scope="module")

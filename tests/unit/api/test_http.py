@@ -394,3 +394,101 @@ async def test_the_official_client_reads_our_embeddings(url, counter):
             with pytest.raises(openai.BadRequestError) as caught:
                 await client.embeddings.create(model="mapper", input="a", **fields)
             assert caught.value.param in fields
+
+
+async def test_log_probabilities_of_a_chat_have_openais_shape(http):
+    body = CHAT | {"messages": [{"role": "user", "content": "é"}], "max_tokens": 5, "logprobs": True, "top_logprobs": 4}
+    choice = (await http.post("/v1/chat/completions", json=body)).json()["choices"][0]
+    assert choice["message"]["content"] == "]a[\ufffd\ufffd"
+    assert choice["logprobs"]["content"][3] == {
+        "token": "\ufffd",
+        "logprob": -0.25,
+        "bytes": [0xA9],
+        "top_logprobs": [
+            {"token": "\ufffd", "logprob": -0.25, "bytes": [0xA9]},
+            {"token": "x", "logprob": -1.5, "bytes": [120]},
+            {"token": "<|end|>", "logprob": -3.0, "bytes": [*b"<|end|>"]},
+            {"token": "\ufffd", "logprob": -9999.0, "bytes": [200]},
+        ],
+    }
+    chunks = events((await http.post("/v1/chat/completions", json=body | {"stream": True})).text)
+    assert [place for chunk in chunks for place in chunk["choices"][0]["logprobs"]["content"]] == choice["logprobs"][
+        "content"
+    ]
+
+
+async def test_log_probabilities_of_a_completion_have_openais_shape(http):
+    body = TEXT | {"prompt": "ab", "max_tokens": 2, "logprobs": 2, "echo": True}
+    choice = (await http.post("/v1/completions", json=body)).json()["choices"][0]
+    assert choice["text"] == "abba"
+    assert choice["logprobs"] == {
+        "tokens": ["a", "b", "b", "a"],
+        "token_logprobs": [None, -0.25, -0.25, -0.25],
+        "top_logprobs": [None, {"b": -0.25, "x": -1.5}, {"b": -0.25, "x": -1.5}, {"a": -0.25, "x": -1.5}],
+        "text_offset": [0, 1, 2, 3],
+    }
+
+
+@pytest.mark.parametrize(("path", "body"), ROUTES)
+async def test_log_probabilities_of_prompts_have_vllms_shape(http, path, body):
+    body = body | {"prompt_logprobs": 2, "max_tokens": 1, "truncate_prompt_tokens": 2}
+    last = "!" if "prompt" in body else "]"
+    expected = [
+        None,
+        {
+            str(ord(last)): {"logprob": -0.25, "rank": 1, "decoded_token": last},
+            "120": {"logprob": -1.5, "rank": 2, "decoded_token": "x"},
+        },
+    ]
+    for stream in (False, True):
+        response = await http.post(path, json=body | {"stream": stream})
+        reply = events(response.text)[0] if stream else response.json()
+        assert (reply if "chat" in path else reply["choices"][0])["prompt_logprobs"] == expected
+
+
+async def test_every_chunk_says_which_choice_it_is_of(http):
+    body = CHAT | {"n": 2, "max_tokens": 2, "stream": True, "stream_options": {"include_usage": True}}
+    *chunks, last = events((await http.post("/v1/chat/completions", json=body)).text)
+    assert (last["choices"], last["usage"]["completion_tokens"], last["usage"]["prompt_tokens"]) == ([], 4, 12)
+    assert [chunk["choices"][0]["delta"] for chunk in chunks if chunk["choices"][0]["index"] == 1] == [
+        {"role": "assistant", "content": "]"},
+        {"content": "a"},
+    ]
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks].count("length") == 2
+    assert all(chunk["usage"] is None for chunk in chunks)
+
+
+async def test_a_stop_string_that_ended_a_choice_is_told(http):
+    body = CHAT | {"stop": "cb", "stream": True}
+    chunks = events((await http.post("/v1/chat/completions", json=body)).text)
+    assert "".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks) == "]a["
+    assert {key: chunks[-1]["choices"][0][key] for key in ("finish_reason", "stop_reason")} == {
+        "finish_reason": "stop",
+        "stop_reason": "cb",
+    }
+
+
+async def test_the_official_client_reads_choices_and_log_probabilities(url, echo):
+    echo.by_seed = True
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        messages = [{"role": "user", "content": "hello!"}]
+        chat = await client.chat.completions.create(
+            model="tiny",
+            messages=messages,
+            max_tokens=5,
+            n=2,
+            seed=1,
+            logprobs=True,
+            top_logprobs=2,
+            stop=["zz"],
+            logit_bias={"5": 1},
+            presence_penalty=0.5,
+            user="me",
+        )
+        assert [choice.index for choice in chat.choices] == [0, 1]
+        assert [len(choice.logprobs.content) for choice in chat.choices] == [5, 5]
+        assert chat.choices[0].logprobs.content[0].top_logprobs[1].token == "x"
+        text = await client.completions.create(model="tiny", prompt=["ab", "cd"], max_tokens=2, echo=True, logprobs=1)
+        assert [choice.text[:2] for choice in text.choices] == ["ab", "cd"]
+        assert text.choices[1].logprobs.tokens[:2] == ["c", "d"]
+        assert text.choices[1].logprobs.token_logprobs == [None, *[-0.25] * 3]

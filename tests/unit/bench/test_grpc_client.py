@@ -12,7 +12,7 @@ from glm_cluster.api.service import ServedModel, Service
 from glm_cluster.api.window import EncodeWindow
 from glm_cluster.bench.grpc_client import open_grpc_client
 from glm_cluster.bench.order import Order
-from glm_cluster.errors import ConfigError, EngineUnavailable, GlmError
+from glm_cluster.errors import EngineUnavailable, GlmError
 from glm_cluster.metrics import NoMeters
 from glm_cluster.records import ModelInfo, TokenEvent
 
@@ -92,9 +92,10 @@ async def test_a_refusal_is_a_failed_request(url) -> None:
     assert timing.error.startswith("INVALID_ARGUMENT: ")
 
 
-async def test_what_the_wire_lacks_is_refused(url) -> None:
-    with pytest.raises(ConfigError, match="ignore-eos"):
-        await ask(url, (1,), ignore_eos=True)
+async def test_the_models_end_tokens_are_ignored_when_ordered(url, letters) -> None:
+    await ask(url, (1,), ignore_eos=True)
+    await ask(url, (1,))
+    assert [request.sampling.stop_token_ids for request in letters.seen] == [(), (300,)]
 
 
 async def test_nobody_there() -> None:

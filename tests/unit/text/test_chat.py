@@ -256,3 +256,29 @@ def test_demo_prompt(demo_directory: Path, demo: Tokenizer) -> None:
         *(start, Plain("user\nhi"), end, Plain("\n")),
         *(start, Plain("assistant\n")),
     )
+
+
+@pytest.mark.parametrize("behind", ["", "<|im_end|>\n", "{% if loop.last %}!{% endif %}"])
+def test_a_final_message_is_continued_where_its_content_ends(behind: str) -> None:
+    source = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}" + behind + "{% endfor %}" + PROMPT
+    rendered = template(source).render(
+        [user("x"), assistant("so <|us")], add_generation_prompt=False, continue_final_message=True
+    )
+    assert rendered[-2:] == (Special(2), Plain("so <|us"))
+
+
+def test_a_final_message_that_the_template_leaves_out_cannot_be_continued() -> None:
+    with pytest.raises(InvalidRequest, match="the chat template refused the messages"):
+        template("{{ messages[0].content }}").render([user("x"), assistant("y")], continue_final_message=True)
+
+
+def test_a_final_message_without_text_cannot_be_continued() -> None:
+    with pytest.raises(InvalidRequest, match="no text to continue"):
+        template(TURNS).render([user("x"), assistant(None)], continue_final_message=True)
+
+
+def test_variables_that_would_change_nothing_are_refused() -> None:
+    thinking = template("{% if enable_thinking %}t{% endif %}" + TURNS)
+    thinking.check_variables(["enable_thinking"])
+    with pytest.raises(InvalidRequest, match="asks for no effort, other"):
+        thinking.check_variables(["other", "enable_thinking", "effort"])

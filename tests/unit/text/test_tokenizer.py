@@ -273,3 +273,11 @@ def test_a_tokenizer_that_forges_control_tokens_is_refused(tiny_directory: Path)
     file.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(CheckpointError, match="'STOP'"):
         Tokenizer.from_directory(tiny_directory)
+
+
+def test_tokens_are_spelled_by_themselves(tiny: Tokenizer) -> None:
+    for content, id in tiny.special_ids.items():
+        assert tiny.spelling(id) == content.encode()
+    (ids,) = tiny.encode_batch(["a漢"])
+    assert b"".join(tiny.spelling(id) for id in ids) == "a漢".encode()
+    assert tiny.spelling(10**9) == b""
