@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Required
 
 from typing_extensions import TypedDict
 
@@ -89,11 +89,11 @@ class UsageBody(TypedDict):
 class Reply(PromptFields, total=False):
     """An answer, or one chunk of it."""
 
-    id: str
-    object: str
-    created: int
-    model: str
-    choices: Sequence[Choice]
+    id: Required[str]
+    object: Required[str]
+    created: Required[int]
+    model: Required[str]
+    choices: Required[Sequence[Choice]]
     usage: UsageBody | None
 
 
