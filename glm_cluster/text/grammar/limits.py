@@ -18,13 +18,13 @@ CHOICES = 1024
 
 def check_source(source: str) -> None:
     """Refuse a source that is too long, whatever its kind."""
-    if len(source) > SOURCE_BYTES or len(source.encode("utf-8", "replace")) > SOURCE_BYTES:
+    if len(source) > SOURCE_BYTES or _num_bytes(source) > SOURCE_BYTES:
         raise InvalidRequest(f"it has more than {SOURCE_BYTES} bytes; make it shorter")
 
 
 def check_regex(regex: str) -> None:
     """Refuse a regex that is too long, on its own or as a schema's `pattern`."""
-    if len(regex.encode("utf-8", "replace")) > REGEX_BYTES:
+    if len(regex) > REGEX_BYTES or _num_bytes(regex) > REGEX_BYTES:
         raise InvalidRequest(f"a regex has more than {REGEX_BYTES} bytes; make it shorter")
 
 
@@ -40,6 +40,13 @@ def read_json(source: str) -> Any:
     if sum(1 for _ in nodes(value)) > SCHEMA_NODES:
         raise InvalidRequest(f"it has more than {SCHEMA_NODES} values; make it smaller")
     return value
+
+
+def _num_bytes(text: str) -> int:
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidRequest("it has half a character in it, a lone surrogate; leave it out") from error
 
 
 def nodes(value: Any) -> Iterator[Any]:

@@ -63,8 +63,9 @@ def _check_keywords(schema: dict[str, Any]) -> None:
         raise InvalidRequest(f"the keyword {_OPTIONS!r} is not supported; leave it out")
     if isinstance(pattern := schema.get("pattern"), str):
         limits.check_regex(pattern)
-    for pattern in schema.get("patternProperties") or ():
-        limits.check_regex(pattern)
+    if isinstance(patterns := schema.get("patternProperties"), dict):
+        for pattern in patterns:
+            limits.check_regex(pattern)
     if schema.get("uniqueItems") is False:
         del schema["uniqueItems"]  # it asks for nothing, and the library knows no uniqueItems
 
