@@ -133,9 +133,21 @@ def test_an_output_beside_the_grammar_is_an_error() -> None:
         matcher.allowed([ord("b")])
 
 
+def test_a_grammar_without_an_end_is_the_clients_fault() -> None:
+    """It was told as a defect of ours, 500, where its first token had come."""
+    matcher = Matcher.compile(Grammar("lark", 'start: "a" start'), VOCABULARY)
+    matcher.allowed(())
+    with pytest.raises(InvalidRequest, match="make it simpler"):
+        matcher.allowed([ord("a")])
+
+
 @pytest.mark.parametrize(
     ("grammar", "message"),
     [
+        (Grammar("regex", "a\ud800"), "surrogate"),
+        (Grammar("lark", 'start: "\ud800"'), "surrogate"),
+        (Grammar("json_schema", '{"pattern": "\\ud800"}'), "surrogate"),
+        (Grammar("json_schema", '{"patternProperties": [[1], 2]}'), "patternProperties"),
         (Grammar("json_schema", "{"), "not JSON"),
         (Grammar("json_schema", "[]"), "is an object"),
         (Grammar("json_schema", '{"minimum": NaN}'), "not JSON"),
