@@ -29,6 +29,8 @@ _LIMITS = llguidance.LLParserLimits(
     verbose_errors=False,
 )
 
+_COSTLY = ("lexer error", "parser error", "too many", "Too many", "Current row has", "too large", "too complex")
+
 
 class Matcher:
     """One output on its way through a grammar. Not for two threads at once."""
@@ -47,7 +49,7 @@ class Matcher:
         matcher = cls(state, vocabulary.num_words)
         try:
             matcher.fork().allowed(())  # what goes wrong at once goes wrong here
-        except InternalError as error:
+        except (InternalError, InvalidRequest) as error:
             raise InvalidRequest(f"nothing can match it, or it is too complex ({error.message})") from error
         return matcher
 
@@ -60,17 +62,27 @@ class Matcher:
     def allowed(self, output: Sequence[int]) -> Mask:
         """What may follow `output`, which begins with that of the call before. Complete: the stop tokens are allowed.
 
-        InternalError if the output does not match, or the grammar turns out too complex here.
+        InvalidRequest if the grammar turns out too complex here, InternalError if the output does not match it.
         """
         new, self._num_tokens = list(output[self._num_tokens :]), len(output)
         if new and not self._state.consume_tokens(new):
-            raise InternalError(f"the output left its grammar: {_sentence(self._state.get_error())}")
+            raise self._fault()
         mask = np.zeros(self._num_words, dtype=np.int32)
         bits = np.frombuffer(self._state.compute_bitmask(), dtype=np.int32)
         if self._state.is_error() or not bits.any():
-            raise InternalError(f"the grammar cannot be followed further: {_sentence(self._state.get_error())}")
+            raise self._fault()
         mask[: len(bits)] = bits[: self._num_words]
         return mask
+
+    def _fault(self) -> InvalidRequest | InternalError:
+        """Whose the error is, which only the library's words tell: the grammar's, or that of who chose the tokens."""
+        error = _sentence(self._state.get_error())
+        if any(words in error for words in _COSTLY):
+            return InvalidRequest(
+                f"the grammar of the output is too complex to follow after {self._num_tokens} tokens ({error}); "
+                "make it simpler"
+            )
+        return InternalError(f"the output left its grammar after {self._num_tokens} tokens: {error}")
 
 
 def _sentence(error: str) -> str:
