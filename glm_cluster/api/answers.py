@@ -1,7 +1,8 @@
 """An answer in pieces and as a whole, and what it cost, for every wire alike. Knows no wire and no engine."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, TypeAlias
 
 from glm_cluster.errors import InternalError
@@ -9,6 +10,9 @@ from glm_cluster.records import FinishReason
 
 ChoiceFinish: TypeAlias = FinishReason | Literal["tool_calls"]
 """tool_calls: the engine's `stop`, of an output that calls tools."""
+
+
+LIKELIHOOD_BYTES = 256  # what it costs to tell how likely a token was, as so many bytes of text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +112,12 @@ class Answers:
 
     choices: tuple[Answer, ...]
     usage: Usage
+
+
+def told_bytes(pieces: Iterable[Delta | Answer]) -> int:
+    """What it costs to tell of the probabilities in them, as so many bytes of text."""
+    places = (place for piece in pieces for place in chain(piece.places, piece.prompt_places))
+    return LIKELIHOOD_BYTES * sum(1 + len(place.top) for place in places)
 
 
 async def collect(deltas: AsyncIterator[Delta]) -> Answers:

@@ -9,16 +9,14 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
-from glm_cluster.api.answers import Delta, Likelihood, Place, Usage
+from glm_cluster.api.answers import LIKELIHOOD_BYTES, Delta, Likelihood, Place, Usage
 from glm_cluster.api.generations import Prepared
 from glm_cluster.errors import InternalError
-from glm_cluster.metrics import FIRST_TOKEN_S, INTER_TOKEN_S, Meters
+from glm_cluster.metrics import FIRST_TOKEN_S, INTER_TOKEN_S, TOKENS, Meters
 from glm_cluster.records import FinishReason, TokenEvent, TokenLogprobs
 from glm_cluster.text.stops import StopMatcher
 from glm_cluster.text.stream import Detokenizer
 from glm_cluster.text.tokenizer import Tokenizer
-
-_PLACE_BYTES = 256  # what a likelihood costs to tell, about as much as so many bytes of text
 
 
 async def choice_deltas(prepared: Prepared, meters: Meters) -> AsyncGenerator[Delta, None]:
@@ -35,7 +33,16 @@ async def choice_deltas(prepared: Prepared, meters: Meters) -> AsyncGenerator[De
             else:
                 usage = _usage(prepared, choices, num_output)
                 so_far = usage if prepared.tells_usage_so_far else None
+                if not num_running:
+                    count_tokens(meters, usage)
                 yield replace(delta, usage=None if num_running else usage, so_far=so_far)
+
+
+def count_tokens(meters: Meters, usage: Usage) -> None:
+    """Report what a request cost."""
+    meters.count(TOKENS, usage.num_prompt_tokens, {"kind": "prompt"})
+    meters.count(TOKENS, usage.num_cached_tokens, {"kind": "cached"})
+    meters.count(TOKENS, usage.num_output_tokens, {"kind": "output"})
 
 
 async def _deltas(prepared: Prepared, choice: "_Choice", meters: Meters) -> AsyncGenerator[Delta, None]:
@@ -53,8 +60,8 @@ async def _deltas(prepared: Prepared, choice: "_Choice", meters: Meters) -> Asyn
 
 
 async def _read_prompt(prepared: Prepared, choice: "_Choice", found: Sequence[TokenLogprobs | None]) -> None:
-    num_likelihoods = sum(1 + len(one.top) for one in found if one is not None)
-    await prepared.window.off_loop(lambda: choice.read_prompt(found), size_bytes=num_likelihoods * _PLACE_BYTES)
+    num_found = sum(1 + len(one.top) for one in found if one is not None)
+    await prepared.window.off_loop(lambda: choice.read_prompt(found), size_bytes=num_found * LIKELIHOOD_BYTES)
 
 
 async def _merged(streams: Sequence[AsyncGenerator[Delta, None]]) -> AsyncGenerator[Delta, None]:

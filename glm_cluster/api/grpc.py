@@ -3,11 +3,12 @@
 Ray Serve sends a call to the method of the same name, so the methods carry the names of the .proto file.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from typing import TypeVar
 
 from glm_cluster.api.access import Access
-from glm_cluster.api.answers import collect
+from glm_cluster.api.answers import Delta, collect, told_bytes
 from glm_cluster.api.calls import KnownCall, guarded, status_of
 from glm_cluster.api.encoding_messages import (
     classify_request,
@@ -39,7 +40,10 @@ from glm_cluster.api.server_messages import (
 )
 from glm_cluster.api.service import Service
 from glm_cluster.api.tokenization import detokenize, tokenize
+from glm_cluster.api.window import EncodeWindow
 from glm_cluster.metrics import Meters
+
+M = TypeVar("M")
 
 
 @guarded(*(method.name for method in glm_pb2.DESCRIPTOR.services_by_name["Glm"].methods))
@@ -69,7 +73,9 @@ class GlmGrpc(HealthMethods):
             async with aclosing(stream), aclosing(account.metered(stream, streamed=False)) as deltas:
                 answers = await collect(deltas)
             account.delivered()
-            return chat_response(head, answers, asked(parsed, prepared))
+            return await prepared.window.off_loop(
+                lambda: chat_response(head, answers, asked(parsed, prepared)), size_bytes=told_bytes(answers.choices)
+            )
 
     async def ChatStream(
         self, request: glm_pb2.ChatRequest, context: KnownCall
@@ -84,7 +90,7 @@ class GlmGrpc(HealthMethods):
             stream = self._service.stream(prepared)
             async with aclosing(stream), aclosing(account.metered(stream, streamed=True)) as deltas:
                 async for delta in deltas:
-                    yield writer.chat(delta)
+                    yield await _written(writer.chat, delta, prepared.window)
 
     async def Generate(
         self, request: glm_pb2.GenerateRequest, context: KnownCall
@@ -99,7 +105,7 @@ class GlmGrpc(HealthMethods):
             stream = self._service.stream(prepared)
             async with aclosing(stream), aclosing(account.metered(stream, streamed=True)) as deltas:
                 async for delta in deltas:
-                    yield writer.continuation(delta)
+                    yield await _written(writer.continuation, delta, prepared.window)
 
     async def Classify(self, request: glm_pb2.ClassifyRequest, context: KnownCall) -> glm_pb2.ClassifyResponse:
         """Label inputs."""
@@ -152,3 +158,10 @@ class GlmGrpc(HealthMethods):
     async def GetLoad(self, request: glm_pb2.GetLoadRequest, context: KnownCall) -> glm_pb2.Load:
         """Say how busy the server is."""
         return load_message(await self._server.load())
+
+
+async def _written(write: Callable[[Delta], M], delta: Delta, window: EncodeWindow) -> M:
+    """The chunk of a delta, which has much to tell where the prompt's tokens are told of."""
+    if not delta.prompt_places:
+        return write(delta)
+    return await window.off_loop(lambda: write(delta), size_bytes=told_bytes([delta]))

@@ -18,7 +18,7 @@ from starlette.routing import Route
 from glm_cluster.api.about import about_routes
 from glm_cluster.api.access import Access
 from glm_cluster.api.account import Account
-from glm_cluster.api.answers import Delta, collect
+from glm_cluster.api.answers import Answers, Delta, collect, told_bytes
 from glm_cluster.api.docs import document_routes
 from glm_cluster.api.encoding_replies import classification_pieces, embedding_pieces, token_pieces
 from glm_cluster.api.encodings import classify, classify_tokens, embed
@@ -36,6 +36,7 @@ from glm_cluster.api.replies import (
     EventWriter,
     Head,
     asked,
+    dumps,
     http_error_body,
     whole_reply,
 )
@@ -44,6 +45,7 @@ from glm_cluster.api.server_replies import DetokenizeBody, tokenize_pieces
 from glm_cluster.api.service import Service
 from glm_cluster.api.strict_json import decode_json
 from glm_cluster.api.tokenization import DetokenizeRequest, TokenizeRequest, detokenize, tokenize
+from glm_cluster.api.window import LOOP_BYTES, EncodeWindow
 from glm_cluster.metrics import Meters
 
 
@@ -132,10 +134,17 @@ class _Generating:
             stream = self._service.stream(prepared)
             async with aclosing(stream), aclosing(account.metered(stream, streamed=order.stream)) as deltas:
                 if order.stream:
-                    await _stream(EventWriter(self._dialect, head, order.told), deltas, out)
+                    await _stream(EventWriter(self._dialect, head, order.told), deltas, out, prepared.window)
                 else:
-                    await out.json(200, whole_reply(self._dialect, head, await collect(deltas), order.told))
+                    await out.json_pieces(200, [await self._whole(head, await collect(deltas), order)])
                     account.delivered()
+
+    async def _whole(self, head: Head, answers: Answers, order: _Order) -> bytes:
+        size_bytes = told_bytes(answers.choices)
+        return await order.prepared.window.off_loop(
+            lambda: dumps(whole_reply(self._dialect, head, answers, order.told), by_turns=size_bytes > LOOP_BYTES),
+            size_bytes=size_bytes,
+        )
 
 
 class _Encoding:
@@ -191,14 +200,21 @@ async def _detokenize(service: Service, account: Account, body: bytes) -> list[b
     return [json.dumps(reply).encode()]
 
 
-async def _stream(writer: EventWriter, deltas: AsyncGenerator[Delta, None], out: Outgoing) -> None:
+async def _stream(
+    writer: EventWriter, deltas: AsyncGenerator[Delta, None], out: Outgoing, window: EncodeWindow
+) -> None:
     """Send events as deltas come. An error before the first delta still becomes a proper status."""
     first = await anext(deltas)
     await out.start_events()
-    await out.event(writer.event(first))
+    await out.event(await _event(writer, first, window))
     async for delta in deltas:
-        await out.event(writer.event(delta))
+        await out.event(await _event(writer, delta, window) if delta.prompt_places else writer.event(delta))
     await out.end()
+
+
+async def _event(writer: EventWriter, delta: Delta, window: EncodeWindow) -> bytes:
+    """An event that may have much to tell."""
+    return await window.off_loop(lambda: writer.event(delta), size_bytes=told_bytes([delta]))
 
 
 def _http_error(request: Request, error: Exception, known: str) -> JSONResponse:

@@ -6,14 +6,13 @@ out, and how models answer that give numbers instead of text.
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TypeVar
 
 from glm_cluster.api.answers import Delta, Usage
-from glm_cluster.api.choices import choice_deltas
-from glm_cluster.api.demand import demanded_calls
+from glm_cluster.api.choices import choice_deltas, count_tokens
+from glm_cluster.api.demand import held_calls
 from glm_cluster.api.desk import GrammarDesk
 from glm_cluster.api.generations import Prepared, Prompt, generations, stop_ids
 from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest, GenerationBody, Message
@@ -21,7 +20,7 @@ from glm_cluster.api.reading import Reading
 from glm_cluster.api.tools import MAX_PARAMETERS_BYTES
 from glm_cluster.api.window import EncodeWindow
 from glm_cluster.errors import ConfigError, InvalidRequest, ModelNotFound
-from glm_cluster.metrics import TOKENS, Meters
+from glm_cluster.metrics import Meters
 from glm_cluster.records import (
     Encoder,
     Generator,
@@ -121,13 +120,13 @@ class Service:
             "continue_final_message": request.continue_final_message,
         }
         specials = model.tokenizer.special_ids
-        demand = demanded_calls(request, model.speech, specials)
+        held = held_calls(request, model.speech, specials)
         rendered = await self.rendered(
             model,
             request.messages,
             request.chat_template_kwargs,
             tools=request.offered,
-            closes_thinking=demand is not None or request.grammar is not None,
+            closes_thinking=held is not None or request.grammar is not None,
             **options,
         )
         prompt = Prompt(ids=await model.window.encode(rendered), param="messages")
@@ -135,11 +134,11 @@ class Service:
             dialect=model.speech,
             tools=model.speech.understood(request.offered),
             thinking=thinking_at_end(rendered, specials),
-            certain=demand is not None,
+            certain=bool(request.demanded),
             parallel=request.parallel_tool_calls,
             skip_newline=model_opens_line(rendered),
         )
-        return await _prepared(model, request_id, request, [prompt], reading=reading, demand=demand)
+        return await _prepared(model, request_id, request, [prompt], reading=reading, held=held)
 
     async def rendered(
         self,
@@ -192,19 +191,13 @@ class Service:
         ]
         return await _prepared(model, request_id, request, prompts, echoes=request.echo)
 
-    async def stream(self, prepared: Prepared) -> AsyncGenerator[Delta, None]:
+    def stream(self, prepared: Prepared) -> AsyncGenerator[Delta, None]:
         """The choices piece by piece. Closing this generator cancels the request down to the engine."""
-        async with aclosing(choice_deltas(prepared, self._meters)) as deltas:
-            async for delta in deltas:
-                if delta.usage is not None:
-                    self.count(delta.usage)
-                yield delta
+        return choice_deltas(prepared, self._meters)
 
     def count(self, usage: Usage) -> None:
         """Report what a request cost."""
-        self._meters.count(TOKENS, usage.num_prompt_tokens, {"kind": "prompt"})
-        self._meters.count(TOKENS, usage.num_cached_tokens, {"kind": "cached"})
-        self._meters.count(TOKENS, usage.num_output_tokens, {"kind": "output"})
+        count_tokens(self._meters, usage)
 
 
 async def _prepared(
@@ -214,7 +207,7 @@ async def _prepared(
     prompts: Sequence[Prompt],
     *,
     reading: Reading | None = None,
-    demand: Grammar | None = None,
+    held: Grammar | None = None,
     echoes: bool = False,
 ) -> Prepared:
     assert model.generator is not None, "a model that generates has one"
@@ -231,7 +224,7 @@ async def _prepared(
         prompts,
         bad_words=bad_words,
         prompt_logprobs=prompt_logprobs,
-        grammar=await _grammar(model, request, demand, opens_line=skip_newline),
+        grammar=await _grammar(model, request, held, opens_line=skip_newline),
     )
     echoed = [generation.prompt for generation in made[:: request.n]] if echoes else []
     num_bytes = _TOKEN_BYTES * sum(map(len, echoed))
@@ -256,18 +249,18 @@ async def _prepared(
 
 
 async def _grammar(
-    model: ServedModel, request: GenerationBody, demand: Grammar | None, *, opens_line: bool
+    model: ServedModel, request: GenerationBody, held: Grammar | None, *, opens_line: bool
 ) -> Grammar | None:
     """What the answers must match as a whole, looked over; with the line break that comes before them unseen.
 
-    Before calls, which are what `demand` allows, there is none.
+    The grammar of calls, `held`, says itself where there may be one.
     """
-    grammar, field = (request.grammar, request.form_field) if demand is None else (demand, "tool_choice")
+    grammar, field = (request.grammar, request.form_field) if held is None else (held, "tools")
     if grammar is None:
         return None
     if model.desk is None:
         raise InvalidRequest(f"{field}: {model.info.name!r} follows no form", param=field)
-    grammar = replace(grammar, opens_line=opens_line and demand is None)
+    grammar = replace(grammar, opens_line=opens_line and held is None)
     await model.desk.check(grammar, field)
     return grammar
 

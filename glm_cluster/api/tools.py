@@ -51,7 +51,7 @@ class FunctionBody(Schema):
     name: FunctionName
     description: Annotated[str, Field(max_length=65536)] | None = None
     parameters: Annotated[dict[str, Any], AfterValidator(_bounded)] | None = None  # JSON schema of its arguments
-    strict: bool | None = None  # a call that must come keeps to all of the schema, or the schema is refused
+    strict: bool | None = None  # calls keep to all of the schema, or the schema is refused
 
 
 class ToolBody(Schema):
@@ -145,9 +145,11 @@ class ToolFields(Schema):
         return [tool for tool in self.offered if tool.name == self.tool_choice.function.name]
 
     def check_demand_alone(self, **others: object) -> None:
-        """Raise ValueError if a call is demanded and one of `others`, by name, is given."""
-        if self.demanded and (given := [name for name, value in others.items() if value]):
-            raise ValueError(f"tool_choice: cannot be kept together with {', '.join(given)}; leave one out")
+        """Raise ValueError if a call is demanded, or held to its schema, and one of `others`, by name, is given."""
+        is_held = self.demanded or any(tool.strict for tool in self.offered)
+        if is_held and (given := [name for name, value in others.items() if value]):
+            asking = "tool_choice" if self.demanded else "tools: strict"
+            raise ValueError(f"{asking} cannot be kept together with {', '.join(given)}; leave one out")
 
     @model_validator(mode="after")
     def _tools_have_different_names(self) -> Self:

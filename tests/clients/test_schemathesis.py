@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from support.cluster import RunningCluster
+
+from glm_cluster.api.openapi import OPERATIONS
 
 MOST_TOKENS = 4  # of an answer; most that is asked for is too long to wait for
 LIMITS = ("max_tokens", "max_completion_tokens")
@@ -20,9 +22,6 @@ LIMITS = ("max_tokens", "max_completion_tokens")
 def api(cluster: RunningCluster) -> Any:
     """The document, read from the server."""
     return schemathesis.openapi.from_url(f"{cluster.http_url}/openapi.json")
-
-
-document = schemathesis.pytest.from_fixture("api")
 
 
 def shortened(body: Any) -> Any:
@@ -37,9 +36,21 @@ def is_limit(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
 
 
-@document.parametrize()
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), database=None)
-def test_no_request_makes_it_fail(case: Any) -> None:
-    if case.operation.path.endswith("completions"):
-        case.body = shortened(case.body)
-    case.call_and_validate(excluded_checks=[positive_data_acceptance])
+RIGHT, WRONG = schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE
+ROUTES = [(path, operation) for operation in OPERATIONS for path in operation.paths]
+CASES = [(path, operation.method, RIGHT) for path, operation in ROUTES]
+CASES += [(path, operation.method, WRONG) for path, operation in ROUTES if operation.request is not None]
+
+
+@pytest.mark.parametrize(("path", "method", "mode"), CASES)
+def test_no_request_makes_it_fail(api: Any, path: str, method: str, mode: schemathesis.GenerationMode) -> None:
+    operation = api[path][method]
+
+    @given(case=operation.as_strategy(generation_mode=mode))
+    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    def answered_as_described(case: Any) -> None:
+        if path.endswith("completions"):
+            case.body = shortened(case.body)
+        case.call_and_validate(excluded_checks=[positive_data_acceptance])
+
+    answered_as_described()

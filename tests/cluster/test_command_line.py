@@ -1,5 +1,6 @@
 """`glm-cluster serve` as a person meets it: what it prints works when pasted, and Ctrl-C leaves nothing behind."""
 
+import json
 import re
 import subprocess
 import sys
@@ -39,6 +40,18 @@ def test_printed_curl_line_answers(served: Served) -> None:
         ["bash", "-c", printed(served, "curl")], check=False, capture_output=True, text=True, timeout=60
     )
     assert "Paris" in answer.stdout
+
+
+def test_readme_s_demanded_call_parses(served: Served) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (line,) = (line for line in readme.splitlines() if line.startswith("curl ") and "tool_choice" in line)
+    command = line.replace("http://127.0.0.1:8000", f"http://127.0.0.1:{served.port}")
+    run = subprocess.run(["bash", "-c", command], check=False, capture_output=True, text=True, timeout=60)
+    (choice,) = json.loads(run.stdout)["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    for call in choice["message"]["tool_calls"]:
+        assert call["function"]["name"] == "get_weather"
+        assert list(json.loads(call["function"]["arguments"])) == ["city"]
 
 
 def test_printed_chat_line_answers(served: Served) -> None:
@@ -89,6 +102,11 @@ def test_grpc_describes_itself(served: Served) -> None:
         "Classify",
         "ClassifyTokens",
         "Embed",
+        "GetModel",
+        "Tokenize",
+        "Detokenize",
+        "GetServerInfo",
+        "GetLoad",
     }
 
 

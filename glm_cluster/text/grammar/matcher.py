@@ -78,7 +78,9 @@ class Matcher:
         error = self._state.get_error()
         if _BESIDE in error:
             return InternalError(f"the output left its grammar: {_sentence(error)}")
-        return InvalidRequest(f"the grammar cannot be followed further, make it simpler: {_sentence(error)}")
+        return InvalidRequest(
+            f"the grammar cannot be followed after {self._num_tokens} tokens ({_sentence(error)}); make it simpler"
+        )
 
 
 def _sentence(error: str) -> str:

@@ -1,4 +1,4 @@
-"""What a model may write when it must call tools, as a grammar: a call made under it always parses.
+"""What a model may write when it must call tools, or call them strictly, as a grammar: its calls always parse.
 
 Knows how each family writes calls, and the dialect of Lark that the engine's grammars are in. Refuses to know how a
 grammar is applied. The output ends where the grammar is satisfied and a stop token follows.
@@ -24,6 +24,7 @@ _BODIES = {  # of GLM-4's All Tools
     "cogview": _ANYTHING,
 }
 _ONE_WAY = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # as models write JSON
+_ANY_OBJECT = {"additionalProperties": True}
 _STRICT = {"lenient": False, "coerce_one_of": False}  # refuse what cannot be enforced
 _LENIENT = {"lenient": True, "coerce_one_of": True}
 
@@ -47,6 +48,26 @@ def forced_calls(tools: Sequence[Tool], family: Family, specials: Collection[str
     start = f"start: call ({between} call)*" if parallel and between is not None else "start: call"
     call = "call: " + " | ".join(f"call_{index}" for index in range(len(tools)))
     return Grammar("lark", "\n".join((start, call, *(line for lines in rules for line in lines), "")))
+
+
+def strict_calls(tools: Sequence[Tool], specials: Collection[str]) -> Grammar:
+    """The grammar of any output of GLM-4 whose calls of strict functions keep to their schemas.
+
+    Text is whatever does not begin as a call does. Where control tokens separate segments, that goes for each of them.
+    """
+    functions = [tool for tool in tools if not tool.built_in]
+    names = "|".join(tool.name for tool in functions)
+    rules = [
+        _glm4_rules(index, tool if tool.strict else Tool(name=tool.name, parameters=_ANY_OBJECT))
+        for index, tool in enumerate(functions)
+    ]
+    lines = [
+        f"start: segment ({glm4.TURN} segment)*" if glm4.TURN in specials else "start: segment",
+        "segment: call | TEXT |",
+        rf"TEXT: {_ANYTHING} & ~/(?s:\s*({names})[ \t\r]*\n(\{{.*)?)/",
+        "call: " + " | ".join(f"call_{index}" for index in range(len(functions))),
+    ]
+    return Grammar("lark", "\n".join((*lines, *(line for some in rules for line in some), "")))
 
 
 def _glm4_rules(index: int, tool: Tool) -> list[str]:

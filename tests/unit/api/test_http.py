@@ -492,3 +492,17 @@ async def test_the_official_client_reads_choices_and_log_probabilities(url, echo
         assert [choice.text[:2] for choice in text.choices] == ["ab", "cd"]
         assert text.choices[1].logprobs.tokens[:2] == ["c", "d"]
         assert text.choices[1].logprobs.token_logprobs == [None, *[-0.25] * 3]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("off_loop", [False, True])
+async def test_much_to_tell_is_told_the_same_off_the_loop(http, monkeypatch, stream, off_loop):
+    """Tens of thousands of likelihoods take the encoder a tenth of a second in one call."""
+    if off_loop:
+        monkeypatch.setattr("glm_cluster.api.window.LOOP_BYTES", 0)
+        for module in ("http", "replies"):
+            monkeypatch.setattr(f"glm_cluster.api.{module}.LOOP_BYTES", 0)
+    body = TEXT | {"logprobs": 2, "prompt_logprobs": 2, "max_tokens": 2, "stream": stream}
+    text = (await http.post("/v1/completions", json=body)).text
+    first = events(text)[0] if stream else json.loads(text)
+    assert [place and len(place) for place in first["choices"][0]["prompt_logprobs"]] == [None, 2, 2, 2]

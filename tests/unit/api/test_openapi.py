@@ -22,6 +22,9 @@ POSTS = [
     ("/v1/chat/completions", CHAT | IDS),
     ("/v1/completions", TEXT),
     ("/v1/completions", TEXT | IDS),
+    ("/v1/chat/completions", CHAT | {"n": 2, "logprobs": True, "top_logprobs": 2, "prompt_logprobs": 1}),
+    ("/v1/completions", TEXT | {"prompt": ["ab", "c"], "n": 2, "logprobs": 2, "echo": True, "stop": ["b"]}),
+    ("/v1/completions", TEXT | IDS | {"prompt": [[97, 98], [99]], "prompt_logprobs": 1}),
     ("/v1/embeddings", {"model": "mapper", "input": ["a", "b"]}),
     ("/v1/embeddings", {"model": "mapper", "input": "a", "encoding_format": "base64"}),
     *[("/v1/classify", {"model": name, "input": "abc"}) for name in ("single", "multi", "value", "values")],
@@ -91,10 +94,13 @@ async def test_requests_and_answers_are_as_described(http, described, path, body
 
 
 @pytest.mark.parametrize("usage", [None, {"include_usage": True}])
-@pytest.mark.parametrize("ids", [{}, IDS])
+@pytest.mark.parametrize("ids", [{}, IDS, {"n": 2, "logprobs": True, "prompt_logprobs": 1}])
 @pytest.mark.parametrize(("path", "body"), [("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)])
 async def test_events_are_as_described(http, described, path, body, ids, usage):
+    if path == "/v1/completions" and "logprobs" in ids:
+        ids = {**ids, "logprobs": 2}
     response = await http.post(path, json={**body, **ids, "stream": True, "stream_options": usage})
+    assert response.status_code == 200
     check_answer(described, path, "post", response)
 
 

@@ -254,6 +254,28 @@ async def test_a_demanded_call_is_held_to_a_grammar(
     assert ("now" in grammar.source) == (choice == "required")
 
 
+STRICT = {"type": "function", "function": {"name": "get_weather", "parameters": WEATHER, "strict": True}}
+
+
+@pytest.mark.parametrize(("model", "is_held"), [("glm4", True), ("0414", True), ("plain", True), ("glm45", False)])
+async def test_strict_calls_are_held_to_their_schemas_where_the_model_does_not_think(
+    http: httpx.AsyncClient, script: Script, model: str, is_held: bool
+) -> None:
+    script.text = "Hello"
+    assert (await whole(http, chat(model, tools=[STRICT, NOW])))["message"]["content"] == "Hello"
+    assert (script.seen[0].sampling.grammar is not None) == is_held
+
+
+async def test_a_strict_schema_that_cannot_be_kept_is_refused(http: httpx.AsyncClient) -> None:
+    odd = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
+    function = {"name": "a", "parameters": odd, "strict": True}
+    for choice in ("auto", "required"):
+        body = chat(tools=[{"type": "function", "function": function}], tool_choice=choice)
+        response = await http.post("/v1/chat/completions", json=body)
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == "tools"
+
+
 async def test_demanded_arguments_come_as_they_are_written(http: httpx.AsyncClient, script: Script) -> None:
     script.text = CALL
     pieces = [
@@ -290,7 +312,7 @@ BAD = [
     ({"tools": [{"type": "function"}]}, "tools.0: function"),
     ({"tools": [{"type": "python", "function": {"name": "a"}}]}, "tools.0: function"),
     ({"tools": [{"type": "retrieval"}]}, "tools.0.type"),
-    ({"tool_choice": "required", "ignore_eos": True}, "tool_choice: cannot be kept together with ignore_eos"),
+    ({"tool_choice": "required", "ignore_eos": True}, "tool_choice cannot be kept together with ignore_eos"),
     ({"messages": [{"role": "tool", "content": "a", "tool_call_id": "x"}]}, "'x' is that of no call"),
     ({"messages": [USER, {"role": "assistant"}]}, "messages.1: content"),
     ({"messages": [{"role": "user", "content": "a", "tool_calls": [MADE]}]}, "messages.0: tool_calls"),

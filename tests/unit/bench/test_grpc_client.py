@@ -8,6 +8,7 @@ import pytest
 
 from glm_cluster.api.grpc import GlmGrpc
 from glm_cluster.api.proto import glm_pb2_grpc
+from glm_cluster.api.server import Server, Versions
 from glm_cluster.api.service import ServedModel, Service
 from glm_cluster.api.window import EncodeWindow
 from glm_cluster.bench.grpc_client import open_grpc_client
@@ -51,11 +52,16 @@ async def url(tokenizer, letters) -> AsyncIterator[str]:
     window = EncodeWindow(tokenizer, NoMeters())
     model = ServedModel(info=info, tokenizer=tokenizer, template=None, window=window, generator=letters)
 
-    async def ready():
+    async def yes():
         return True
 
+    async def no_loads():
+        return {}
+
+    versions = Versions(glm_cluster="0", python="3", torch="2", ray="2")
+    facts = Server(versions=versions, engines={}, alive=yes, ready=yes, replica_loads=no_loads)
     server = grpc.aio.server()
-    methods = Quiet(Service(models=[model], meters=NoMeters()), ready, NoMeters())
+    methods = Quiet(Service(models=[model], meters=NoMeters()), facts, NoMeters())
     glm_pb2_grpc.add_GlmServicer_to_server(methods, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -1,21 +1,26 @@
 """Grammars made to cost: each is refused, or compiled and followed within bounds that the library counts."""
 
+import json
 import random
 from contextlib import suppress
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from support.hostile_grammars import BOUNDED, REFUSED
 
 from glm_cluster.errors import GlmError, InvalidRequest
-from glm_cluster.records import Grammar
+from glm_cluster.records import Grammar, GrammarKind
 from glm_cluster.text.grammar.matcher import Matcher
 from glm_cluster.text.grammar.vocabulary import Vocabulary
+
+BYTES = Vocabulary.of_bytes()
 
 
 @pytest.fixture(scope="module")
 def vocabulary() -> Vocabulary:
-    return Vocabulary.of_bytes()
+    return BYTES
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -23,6 +28,43 @@ def test_is_refused(name: str, vocabulary: Vocabulary) -> None:
     kind, source = REFUSED[name]
     with pytest.raises(InvalidRequest):
         Matcher.compile(Grammar(kind, source), vocabulary)  # type: ignore[arg-type]
+
+
+KEYWORDS = st.sampled_from(
+    ["type", "properties", "patternProperties", "items", "prefixItems", "enum", "const", "pattern", "required", "$ref",
+     "$defs", "anyOf", "allOf", "oneOf", "minimum", "maxLength", "minItems", "additionalProperties", "format",
+     "uniqueItems", "multipleOf", "x-guidance", "a"]
+)  # fmt: skip
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["object", "string", "(", "#", "\ud800"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYWORDS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.dictionaries(KEYWORDS, VALUES, max_size=5), st.booleans())
+def test_whatever_is_called_a_schema_is_followed_or_refused(schema: dict[str, object], is_ascii: bool) -> None:
+    _compile_or_refuse(Grammar("json_schema", json.dumps(schema, ensure_ascii=is_ascii)))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(["regex", "lark", "choice", "json_schema", "json"]), st.text())
+def test_whatever_is_called_a_grammar_is_followed_or_refused(kind: GrammarKind, source: str) -> None:
+    _compile_or_refuse(Grammar(kind, source))
+    _compile_or_refuse(Grammar("lark", f"start: {source}"))
+
+
+def _compile_or_refuse(grammar: Grammar) -> None:
+    with suppress(InvalidRequest):
+        Matcher.compile(grammar, BYTES)
+
+
+@pytest.mark.parametrize("kind", ["regex", "lark", "choice", "json_schema"])
+def test_half_a_character_is_refused(kind: GrammarKind) -> None:
+    for source in ("\ud800", '["\ud800"]', 'start: "\ud800"'):
+        with pytest.raises(InvalidRequest):
+            Matcher.compile(Grammar(kind, source), BYTES)
 
 
 @pytest.mark.parametrize("name", BOUNDED)

@@ -6,12 +6,14 @@ import re
 from collections.abc import Sequence
 
 import jsonschema
+import llguidance
 import numpy as np
 import pytest
 from support.tiny_text import tokenizer_json
 
 from glm_cluster.errors import InternalError, InvalidRequest
 from glm_cluster.records import Grammar
+from glm_cluster.text.grammar import matcher as matcher_module
 from glm_cluster.text.grammar.matcher import Mask, Matcher
 from glm_cluster.text.grammar.vocabulary import Vocabulary
 from glm_cluster.text.tokenizer import Tokenizer
@@ -139,6 +141,26 @@ def test_a_grammar_without_an_end_is_the_clients_fault() -> None:
     matcher.allowed(())
     with pytest.raises(InvalidRequest, match="make it simpler"):
         matcher.allowed([ord("a")])
+
+
+def test_a_grammar_that_gets_too_complex_under_way_is_its_clients_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both of the library's ways to say so: as it makes a mask, and as it takes a token."""
+    tight = {"step_lexer_fuel": 200, "step_max_items": 500, "max_lexer_states": 200}
+    limits = llguidance.LLParserLimits(initial_lexer_fuel=10**6, verbose_errors=False, **tight)
+    monkeypatch.setattr(matcher_module, "_LIMITS", limits)
+    wide = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(300)}}
+    for grammar, text in (
+        (Grammar("regex", "(.*a.{15}b)|(.*c.{15}d)|(.*e.{20}f)"), b"aceacaeaceaceaceaceacaeaeeecca"),
+        (Grammar("json_schema", json.dumps(wide)), b'{"p1": "a"'),
+    ):
+        matcher = Matcher.compile(grammar, VOCABULARY)
+        with pytest.raises(InvalidRequest, match=r"cannot be followed after \d+ tokens"):
+            _follow(matcher, text)
+
+
+def _follow(matcher: Matcher, text: bytes) -> None:
+    for length in range(len(text)):
+        matcher.allowed(text[:length])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from glm_cluster.errors import InvalidRequest
 from glm_cluster.text.tokenizer import Plain, Segment, Special
-from glm_cluster.text.tools.choice import forced_calls
+from glm_cluster.text.tools.choice import forced_calls, strict_calls
 from glm_cluster.text.tools.output import Family, OutputReader, call_reader, parse
 from glm_cluster.text.tools.prompt import thinking_at_end, with_thinking_closed
 from glm_cluster.text.tools.tool import Tool
@@ -89,6 +89,30 @@ def test_one_call_where_there_may_be_one(library: Any, specials: list[str]) -> N
     grammar = forced_calls(TOOLS, "glm4", specials, parallel=not specials).source
     assert allows(library, grammar, "now\n{}")
     assert not allows(library, grammar, "now\n{}", TURN, "now\n{}")
+
+
+@pytest.mark.parametrize(
+    ("output", "allowed"),
+    [
+        (["\nHello\nworld"], True),
+        (['get_weather\n{"city": "x", "days": 2}'], True),
+        (["get_weather\nis a tool"], True),
+        (["get_weather"], True),
+        (['now\n{"any": [1]}'], True),
+        (["python\n{1}"], True),
+        (["I call.", TURN, 'get_weather\n{"city": "x"}', TURN, "\nDone"], True),
+        (['get_weather\n{"days": 2}'], False),
+        (['\nget_weather\n{"days": 2}'], False),
+        (['get_weather\n{"city": "x"} and'], False),
+        (["I call.", TURN, 'get_weather\n{"town": "x"}'], False),
+        (["now\n{1}"], False),
+    ],
+)
+def test_strict_calls_keep_to_their_schemas_and_text_is_free(
+    library: Any, output: list[str | int], allowed: bool
+) -> None:
+    tools = (Tool(name="get_weather", parameters=WEATHER, strict=True), *TOOLS[1:])
+    assert allows(library, strict_calls(tools, ["<|assistant|>"]).source, *output) == allowed
 
 
 def tagged(family: Family, name: str, **arguments: str) -> str:
