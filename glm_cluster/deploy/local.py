@@ -104,6 +104,7 @@ def set_ray_flags() -> None:
         "RAY_DEDUP_LOGS_SKIP_REGEX": _SAID_OF_EVERY_STOP,
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": _GRPC_MESSAGE_BYTES,
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "glm_cluster.api.headers.middlewares",
         "RAY_SERVE_HAPROXY_H2_FE_MAX_CONCURRENT_STREAMS": _STREAMS_PER_CONNECTION,
         "RAY_SERVE_HAPROXY_H2_BE_MAX_CONCURRENT_STREAMS": _STREAMS_PER_CONNECTION,
         # While no front is up HAProxy asks these; on Serve's own ports another cluster of this host would answer.

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 BODY = b'{"model": "tiny", "prompt": [5, 6], "max_tokens": 1}'
-HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nConnection: close\r\n"
+_PATIENCE_S = 3.0
 
 
 def _post(*headers: bytes, body: bytes = BODY) -> bytes:
@@ -47,6 +48,15 @@ def requests() -> Iterator[tuple[str, bytes]]:
     yield "an id with a line break", _sized(b"X-Request-Id: a\r\nX-Evil: b")
     for id in (b"a%0d%0aX-Evil: b", b"\xff\xfe", b"", b"a" * 5000, b"\x1b[31m", b"<script>"):
         yield f"id {id[:20]!r}", _sized(b"X-Request-Id: " + id)
+    for order in (
+        b"Timeout-Seconds: 1e-9",
+        b"Timeout-Seconds: nan",
+        b"Timeout-Seconds: \xff",
+        b"Disconnect-Disabled: \xff",
+    ):
+        yield f"an order {order!r}", _sized(b"X-Request-" + order)
+    for name in (b"X-Session-Id", b"Serve_Multiplexed_Model_Id", b"Traceparent", b"Authorization", b"X-A"):
+        yield f"{name!r} that is no UTF-8", _sized(name + b": \xff\xfe")
     yield "many ids", _sized(*[b"X-Request-Id: a"] * 50)
     yield "expect", _sized(b"Expect: 100-continue")
     yield "expect nonsense", _sized(b"Expect: nonsense")
@@ -57,24 +67,28 @@ def requests() -> Iterator[tuple[str, bytes]]:
         *(b"GET http://b/v1/models HTTP/1.1", b"OPTIONS * HTTP/1.1", b"CONNECT b:80 HTTP/1.1", b"TRACE / HTTP/1.1"),
         *(b"GET /\xff HTTP/1.1", b"GET /v1/models/" + b"a" * 60_000 + b" HTTP/1.1", b"PUT /v1/completions HTTP/1.1"),
     ):
-        yield f"line {line[:30]!r}", line + b"\r\nHost: a\r\n\r\n"
-    yield "no host", b"GET /v1/models HTTP/1.1\r\n\r\n"
-    yield "two hosts", b"GET /v1/models HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"
+        yield f"line {line[:30]!r}", line + b"\r\nHost: a\r\nConnection: close\r\n\r\n"
+    yield "no host", b"GET /v1/models HTTP/1.1\r\nConnection: close\r\n\r\n"
+    yield "two hosts", b"GET /v1/models HTTP/1.1\r\nHost: a\r\nHost: b\r\nConnection: close\r\n\r\n"
     yield "TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200)
     yield "HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9)
     yield "a megabyte of nothing", bytes(1 << 20)
 
 
 async def answer(address: tuple[str, int], request: bytes) -> bytes:
-    """What comes back until the server ends the connection, after we have sent all that we send."""
+    """What comes back until the server ends the connection; a server that waits for more hears that it is all."""
     reader, writer = await asyncio.open_connection(*address)
+    coming = asyncio.create_task(_all_of(reader))
     try:
         with suppress(ConnectionError):
             writer.write(request)
-            writer.write_eof()
             await writer.drain()
-        return await _all_of(reader)
+            done, _ = await asyncio.wait([coming], timeout=_PATIENCE_S)
+            if not done:
+                writer.write_eof()
+        return await coming
     finally:
+        coming.cancel()
         writer.close()
         with suppress(ConnectionError):
             await writer.wait_closed()
