@@ -23,7 +23,7 @@ from glm_cluster.api.tool_messages import (
     tool_choice_mapping,
     tool_mapping,
 )
-from glm_cluster.api.tools import MAX_TOOLS
+from glm_cluster.api.tools import MAX_CALLS, MAX_TOOLS
 from glm_cluster.errors import InvalidRequest
 from glm_cluster.records import ModelInfo, Task
 
@@ -129,11 +129,15 @@ def fields_given(message: Message) -> dict[str, Any]:
 
 
 def refuse_many(message: glm_pb2.ChatRequest | glm_pb2.TokenizeRequest) -> None:
-    """Refuse long lists before each item is looked into for unknown fields."""
+    """Refuse long lists before each item is looked into: of two bytes here, it has a kilobyte as a mapping."""
     if len(message.messages) > MAX_ITEMS:
         raise InvalidRequest(f"messages: {too_many(MAX_ITEMS)}", param="messages")
     if len(message.tools) > MAX_TOOLS:
         raise InvalidRequest(f"tools: {too_many(MAX_TOOLS)}", param="tools")
+    for index, turn in enumerate(message.messages):
+        if len(turn.tool_calls) > MAX_CALLS:
+            where = f"messages.{index}.tool_calls"
+            raise InvalidRequest(f"{where}: {too_many(MAX_CALLS)}", param=where)
 
 
 def _turn(message: glm_pb2.ChatMessage) -> dict[str, object]:

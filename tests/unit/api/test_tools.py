@@ -10,6 +10,7 @@ import grpc
 import httpx
 import pytest
 
+from glm_cluster.api import messages
 from glm_cluster.api.desk import GrammarDesk
 from glm_cluster.api.grpc import GlmGrpc
 from glm_cluster.api.http import build_http_app
@@ -414,6 +415,17 @@ async def test_grpc_refuses_a_schema_that_is_none(stub: glm_pb2_grpc.GlmStub, so
     with pytest.raises(grpc.aio.AioRpcError, match=r"tools\.0\.function\.parameters") as caught:
         await stub.Chat(request)
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_grpc_refuses_many_calls_before_it_looks_into_them(
+    stub: glm_pb2_grpc.GlmStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two million empty calls, in a message of 4 MB, took a gigabyte."""
+    request = message_of(chat(messages=[USER]))
+    request.messages.add(role=glm_pb2.ROLE_ASSISTANT, tool_calls=[glm_pb2.ToolCall()] * 129)
+    monkeypatch.setattr(messages, "call_mapping", None)
+    with pytest.raises(grpc.aio.AioRpcError, match=r"messages\.1\.tool_calls: Input should have at most 128"):
+        await stub.Chat(request)
 
 
 async def test_grpc_demands_a_call(stub: glm_pb2_grpc.GlmStub, script: Script) -> None:
