@@ -42,6 +42,17 @@ def _rebuild(cls: type[GlmError], message: str, param: str | None) -> GlmError:
     return cls(message, param=param)
 
 
+_MESSAGE_BYTES = 2048  # three times that in a gRPC trailer, which holds 8 KiB
+_PARAM_BYTES = 256
+
+
+def _clipped(text: str, num_bytes: int) -> str:
+    """The beginning of a long text, at a whole character."""
+    if len(text) * 4 <= num_bytes or len(encoded := text[:num_bytes].encode("utf-8", "replace")) < num_bytes:
+        return text
+    return encoded[: num_bytes - 3].decode("utf-8", "ignore") + "…"
+
+
 class ConfigError(GlmError):
     """A setting is unknown, of the wrong type, or impossible together with another."""
 
@@ -61,6 +72,10 @@ class InvalidRequest(GlmError):
     grpc_status = "INVALID_ARGUMENT"
     code = "invalid_request"
     kind = "invalid_request_error"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        """Keep short what may quote a client at length: an answer's headers are its place over gRPC."""
+        super().__init__(_clipped(message, _MESSAGE_BYTES), param=param and _clipped(param, _PARAM_BYTES))
 
 
 class ModelNotFound(InvalidRequest):

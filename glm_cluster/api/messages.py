@@ -3,7 +3,7 @@
 Both wires share one validator: a message becomes the mapping that the same request would be in JSON.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from google.protobuf.message import Message
@@ -51,18 +51,23 @@ TASKS: dict[Task, glm_pb2.Task] = {
 
 def chat_request(message: glm_pb2.ChatRequest, *, stream: bool) -> ChatCompletionRequest:
     """Validate a conversation."""
-    refuse_many(message.messages)
-    raw = _raw(message, stream=stream)
-    if len(message.tools) > MAX_TOOLS:
-        raise InvalidRequest(f"tools: {too_many(MAX_TOOLS)}", param="tools")
-    raw["messages"] = turns(message.messages)
-    if message.tools:
-        raw["tools"] = [tool_mapping(tool, f"tools.{index}") for index, tool in enumerate(message.tools)]
+    refuse_many(message)
+    raw = _raw(message, stream=stream) | {"messages": []} | conversation_fields(message)
     if message.HasField("tool_choice"):
         raw["tool_choice"] = tool_choice_mapping(message.tool_choice)
+    return ChatCompletionRequest.parse(raw)
+
+
+def conversation_fields(message: glm_pb2.ChatRequest | glm_pb2.TokenizeRequest) -> dict[str, object]:
+    """What goes into a chat template, as in JSON, where it was given."""
+    raw: dict[str, object] = {}
+    if message.messages:
+        raw["messages"] = [_turn(turn) for turn in message.messages]
+    if message.tools:
+        raw["tools"] = [tool_mapping(tool, f"tools.{index}") for index, tool in enumerate(message.tools)]
     if message.chat_template_kwargs:
         raw["chat_template_kwargs"] = {name: _value(value) for name, value in message.chat_template_kwargs.items()}
-    return ChatCompletionRequest.parse(raw)
+    return raw
 
 
 def completion_request(message: glm_pb2.GenerateRequest) -> CompletionRequest:
@@ -123,15 +128,12 @@ def fields_given(message: Message) -> dict[str, Any]:
     return {field.name: value for field, value in message.ListFields()}
 
 
-def refuse_many(messages: Sized) -> None:
-    """Refuse a long conversation before each message is looked into for unknown fields."""
-    if len(messages) > MAX_ITEMS:
+def refuse_many(message: glm_pb2.ChatRequest | glm_pb2.TokenizeRequest) -> None:
+    """Refuse long lists before each item is looked into for unknown fields."""
+    if len(message.messages) > MAX_ITEMS:
         raise InvalidRequest(f"messages: {too_many(MAX_ITEMS)}", param="messages")
-
-
-def turns(messages: Iterable[glm_pb2.ChatMessage]) -> list[dict[str, object]]:
-    """A conversation as in JSON."""
-    return [_turn(message) for message in messages]
+    if len(message.tools) > MAX_TOOLS:
+        raise InvalidRequest(f"tools: {too_many(MAX_TOOLS)}", param="tools")
 
 
 def _turn(message: glm_pb2.ChatMessage) -> dict[str, object]:

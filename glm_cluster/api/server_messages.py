@@ -6,7 +6,7 @@ Knows no calls.
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from glm_cluster.api.messages import TASKS, fields_given, refuse_many, turns
+from glm_cluster.api.messages import TASKS, conversation_fields, fields_given, refuse_many
 from glm_cluster.api.proto import glm_pb2
 from glm_cluster.api.schema import ModelName
 from glm_cluster.api.server import Load, ServedInfo, ServerInfo
@@ -22,11 +22,8 @@ def model_name(message: glm_pb2.GetModelRequest) -> str:
 
 def tokenize_request(message: glm_pb2.TokenizeRequest) -> TokenizeRequest:
     """Validate a text to tokenise."""
-    refuse_many(message.messages)
-    raw = fields_given(message)
-    if message.messages:
-        raw["messages"] = turns(message.messages)
-    return TokenizeRequest.parse(raw)
+    refuse_many(message)
+    return TokenizeRequest.parse(fields_given(message) | conversation_fields(message))
 
 
 def detokenize_request(message: glm_pb2.DetokenizeRequest) -> DetokenizeRequest:

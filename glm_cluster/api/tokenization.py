@@ -9,11 +9,12 @@ from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from glm_cluster.api.fields import MAX_ITEMS
+from glm_cluster.api.fields import MAX_ITEMS, Variables
 from glm_cluster.api.generations import check_ids
 from glm_cluster.api.openai import Message
 from glm_cluster.api.schema import Body, FirstFault, TokenIds, at_most
 from glm_cluster.api.service import ServedModel, Service
+from glm_cluster.api.tools import Tools
 from glm_cluster.api.window import EncodeWindow
 
 
@@ -25,15 +26,26 @@ class TokenizeRequest(Body):
         Annotated[list[Message], Field(min_length=1), FirstFault(), BeforeValidator(at_most(MAX_ITEMS))] | None
     ) = None
     add_special_tokens: bool | None = None  # those the tokenizer puts around a text; None: around a prompt
-    add_generation_prompt: bool | None = None  # None: yes
+    add_generation_prompt: bool | None = None  # None: unless the final message is to go on
+    continue_final_message: bool = False
+    chat_template_kwargs: Variables = Field(default={})
+    tools: Tools = Field(default=[])
     return_token_strs: bool = False
+
+    @property
+    def opens_answer(self) -> bool:
+        """Whether the conversation goes on to where an answer begins."""
+        return not self.continue_final_message if self.add_generation_prompt is None else self.add_generation_prompt
 
     @model_validator(mode="after")
     def _one_of_the_two(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("give either prompt or messages")
-        if self.messages is None and self.add_generation_prompt is not None:
-            raise ValueError("add_generation_prompt goes with messages; leave it out")
+        for name in ("add_generation_prompt", "continue_final_message", "chat_template_kwargs", "tools"):
+            if self.messages is None and getattr(self, name) not in (None, False, {}, []):
+                raise ValueError(f"{name} goes with messages; leave it out")
+        if self.continue_final_message and self.add_generation_prompt:
+            raise ValueError("continue_final_message and add_generation_prompt exclude each other; give one of them")
         return self
 
 
@@ -70,10 +82,15 @@ async def _ids(service: Service, model: ServedModel, request: TokenizeRequest) -
     if request.messages is None:
         assert request.prompt is not None, "the one or the other"
         return await model.window.encode(request.prompt)
-    generation_prompt = request.add_generation_prompt is not False
-    return await model.window.encode(
-        await service.rendered(model, request.messages, add_generation_prompt=generation_prompt)
+    rendered = await service.rendered(
+        model,
+        request.messages,
+        request.chat_template_kwargs,
+        add_generation_prompt=request.opens_answer,
+        continue_final_message=request.continue_final_message,
+        tools=[body.tool for body in request.tools],
     )
+    return await model.window.encode(rendered)
 
 
 async def detokenize(service: Service, request: DetokenizeRequest) -> str:

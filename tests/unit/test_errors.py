@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 from glm_cluster import errors
-from glm_cluster.errors import ConfigError, GlmError, InvalidRequest
+from glm_cluster.errors import ConfigError, GlmError, InvalidRequest, ModelNotFound
 
 CLASSES = [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, GlmError)]
 
@@ -43,3 +43,18 @@ def test_tree_in_the_docstring_is_the_tree() -> None:
     assert errors.__doc__
     assert [cls.__name__ for cls in CLASSES if cls.__name__ not in errors.__doc__] == []
     assert issubclass(errors.CheckpointError, ConfigError)
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "国", "\U0001f600", "\ud800"])
+def test_a_refusal_is_short_whatever_it_quotes(letter: str) -> None:
+    """A model's name of a megabyte came back whole, and as a gRPC trailer it broke the connection."""
+    error = ModelNotFound(f"no model {letter * 10**6} here", param=letter * 10**6)
+    assert error.message.startswith("no model ")
+    assert error.message.endswith("…")
+    assert len(error.message.encode()) <= 2048
+    assert len((error.param or "").encode()) <= 256
+
+
+def test_a_refusal_of_ordinary_length_stays_as_it_is() -> None:
+    text = "max_tokens: " + "国" * 600
+    assert InvalidRequest(text, param="max_tokens").message == text

@@ -17,7 +17,7 @@ CHOICES = 1024
 
 
 def check_source(source: str) -> None:
-    """Refuse a source that is too long, whatever its kind."""
+    """Refuse a source that is too long or no Unicode, whatever its kind."""
     if len(source) > SOURCE_BYTES or _num_bytes(source) > SOURCE_BYTES:
         raise InvalidRequest(f"it has more than {SOURCE_BYTES} bytes; make it shorter")
 
@@ -26,6 +26,13 @@ def check_regex(regex: str) -> None:
     """Refuse a regex that is too long, on its own or as a schema's `pattern`."""
     if len(regex) > REGEX_BYTES or _num_bytes(regex) > REGEX_BYTES:
         raise InvalidRequest(f"a regex has more than {REGEX_BYTES} bytes; make it shorter")
+
+
+def _num_bytes(source: str) -> int:
+    try:
+        return len(source.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidRequest("it holds one half of a surrogate pair, which is no character; leave it out") from error
 
 
 def read_json(source: str) -> Any:
@@ -40,13 +47,6 @@ def read_json(source: str) -> Any:
     if sum(1 for _ in nodes(value)) > SCHEMA_NODES:
         raise InvalidRequest(f"it has more than {SCHEMA_NODES} values; make it smaller")
     return value
-
-
-def _num_bytes(text: str) -> int:
-    try:
-        return len(text.encode())
-    except UnicodeEncodeError as error:
-        raise InvalidRequest("it has half a character in it, a lone surrogate; leave it out") from error
 
 
 def nodes(value: Any) -> Iterator[Any]:

@@ -10,7 +10,7 @@ import llguidance
 import numpy as np
 from numpy.typing import NDArray
 
-from glm_cluster.errors import InternalError, InvalidRequest
+from glm_cluster.errors import GlmError, InternalError, InvalidRequest
 from glm_cluster.records import Grammar
 from glm_cluster.text.grammar.source import library_source
 from glm_cluster.text.grammar.vocabulary import Vocabulary
@@ -28,8 +28,7 @@ _LIMITS = llguidance.LLParserLimits(
     max_grammar_size=100_000,
     verbose_errors=False,
 )
-
-_COSTLY = ("lexer error", "parser error", "too many", "Too many", "Current row has", "too large", "too complex")
+_BESIDE = "doesn't satisfy the grammar"  # the library's words for a token that may not come
 
 
 class Matcher:
@@ -49,7 +48,7 @@ class Matcher:
         matcher = cls(state, vocabulary.num_words)
         try:
             matcher.fork().allowed(())  # what goes wrong at once goes wrong here
-        except (InternalError, InvalidRequest) as error:
+        except GlmError as error:
             raise InvalidRequest(f"nothing can match it, or it is too complex ({error.message})") from error
         return matcher
 
@@ -62,27 +61,24 @@ class Matcher:
     def allowed(self, output: Sequence[int]) -> Mask:
         """What may follow `output`, which begins with that of the call before. Complete: the stop tokens are allowed.
 
-        InvalidRequest if the grammar turns out too complex here, InternalError if the output does not match it.
+        InternalError if the output does not match, InvalidRequest if the grammar turns out too complex here.
         """
         new, self._num_tokens = list(output[self._num_tokens :]), len(output)
         if new and not self._state.consume_tokens(new):
-            raise self._fault()
+            raise self._lost()
         mask = np.zeros(self._num_words, dtype=np.int32)
         bits = np.frombuffer(self._state.compute_bitmask(), dtype=np.int32)
         if self._state.is_error() or not bits.any():
-            raise self._fault()
+            raise self._lost()
         mask[: len(bits)] = bits[: self._num_words]
         return mask
 
-    def _fault(self) -> InvalidRequest | InternalError:
-        """Whose the error is, which only the library's words tell: the grammar's, or that of who chose the tokens."""
-        error = _sentence(self._state.get_error())
-        if any(words in error for words in _COSTLY):
-            return InvalidRequest(
-                f"the grammar of the output is too complex to follow after {self._num_tokens} tokens ({error}); "
-                "make it simpler"
-            )
-        return InternalError(f"the output left its grammar after {self._num_tokens} tokens: {error}")
+    def _lost(self) -> GlmError:
+        """Why the output cannot go on: the grammar's fault, unless a token came that it had not let through."""
+        error = self._state.get_error()
+        if _BESIDE in error:
+            return InternalError(f"the output left its grammar: {_sentence(error)}")
+        return InvalidRequest(f"the grammar cannot be followed further, make it simpler: {_sentence(error)}")
 
 
 def _sentence(error: str) -> str:

@@ -10,13 +10,19 @@ from glm_cluster.api.proto import glm_pb2
 
 BEGIN, EOS = 257, 256
 USER = {"role": "user", "content": "ab"}
+ANSWER = {"role": "assistant", "content": "cd"}
+TOOL = {"type": "function", "function": {"name": "look"}}
 CHAT_IDS = list(b"[user]ab[a]")
 
 
 def message_of(body):
     """The TokenizeRequest that says what a JSON body says."""
     roles = {"system": 1, "user": 2, "assistant": 3}
-    rest = {name: value for name, value in body.items() if name != "messages"}
+    rest = {name: value for name, value in body.items() if name not in ("messages", "chat_template_kwargs", "tools")}
+    if variables := body.get("chat_template_kwargs"):
+        rest["chat_template_kwargs"] = {name: glm_pb2.TemplateValue(text=value) for name, value in variables.items()}
+    if tools := body.get("tools"):
+        rest["tools"] = [{"function": tool["function"]} for tool in tools]
     turns = [{"role": roles[m["role"]], "content": m["content"]} for m in body.get("messages", [])]
     return glm_pb2.TokenizeRequest(messages=turns, **rest)
 
@@ -32,6 +38,7 @@ def message_of(body):
         ({"messages": [USER]}, CHAT_IDS),
         ({"messages": [USER], "add_generation_prompt": False}, list(b"[user]ab")),
         ({"messages": [USER], "add_special_tokens": True}, [BEGIN, *CHAT_IDS, EOS]),
+        ({"messages": [USER, ANSWER], "continue_final_message": True}, list(b"[user]ab[assistant]cd")),
     ],
 )
 async def test_tokens_are_the_models_on_both_wires(http, stub, fields, ids):
@@ -51,11 +58,26 @@ async def test_tokens_as_the_vocabulary_spells_them(http, stub):
     assert list((await stub.Tokenize(message_of(body))).token_strs) == strings
 
 
-async def test_a_conversation_has_the_tokens_that_its_answer_is_made_from(http):
-    conversation = {"model": "tiny", "messages": [USER, {"role": "assistant", "content": "c"}, USER]}
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": [USER, ANSWER, USER]},
+        {"messages": [USER, ANSWER], "continue_final_message": True},
+    ],
+)
+async def test_a_conversation_has_the_tokens_that_its_answer_is_made_from(http, stub, fields):
+    conversation = {"model": "tiny", **fields}
     tokens = (await http.post("/tokenize", json=conversation)).json()["tokens"]
     answer = await http.post("/v1/chat/completions", json={**conversation, "max_tokens": 1, "return_token_ids": True})
     assert answer.json()["prompt_token_ids"] == tokens
+    assert list((await stub.Tokenize(message_of(conversation))).tokens) == tokens
+
+
+async def test_tools_are_in_the_tokens_on_both_wires(http, stub):
+    body = {"model": "tiny", "messages": [USER], "tools": [TOOL]}
+    tokens = (await http.post("/tokenize", json=body)).json()["tokens"]
+    assert b"look" in bytes(tokens)
+    assert list((await stub.Tokenize(message_of(body))).tokens) == tokens
 
 
 @pytest.mark.parametrize(
@@ -93,6 +115,15 @@ async def test_there_and_back(http):
             400,
             "INVALID_ARGUMENT",
             "goes with messages",
+        ),
+        ({"model": "tiny", "prompt": "a", "tools": [TOOL]}, 400, "INVALID_ARGUMENT", "tools goes with messages"),
+        ({"model": "tiny", "prompt": "a", "continue_final_message": True}, 400, "INVALID_ARGUMENT", "goes with"),
+        ({"model": "tiny", "messages": [USER], "tools": [TOOL] * 200}, 400, "INVALID_ARGUMENT", "at most"),
+        (
+            {"model": "tiny", "messages": [USER], "chat_template_kwargs": {"messages": "a"}},
+            400,
+            "INVALID_ARGUMENT",
+            "a",
         ),
         ({"model": "mapper", "messages": [USER]}, 400, "INVALID_ARGUMENT", "no chat template"),
         ({"model": "tiny", "messages": [{"role": "user", "content": ""}]}, 400, "INVALID_ARGUMENT", "some content"),
