@@ -61,6 +61,7 @@ CONFINED = {
     "jinja2": {"text", "verify"},
     "pynvml": {"preflight"},
     "gguf": {"model"},
+    "llguidance": {"text"},
     "httpx": {"bench", "chat"},
     "rich": {"terminal", "chat"},
     "huggingface_hub": {"model"},
