@@ -114,6 +114,7 @@ Prompt: TypeAlias = Annotated[
 _Words: TypeAlias = list[Annotated[str, Field(min_length=1, max_length=256)]]
 Temperature: TypeAlias = Annotated[float, Field(ge=0, le=2), AfterValidator(_greedy_or_warm)]
 Penalty: TypeAlias = Annotated[float, Field(ge=-2, le=2)]
+Repetition: TypeAlias = Annotated[float, Field(ge=0.01, le=10)]  # logits divided by next to nothing overflow
 Few: TypeAlias = Annotated[int, Field(ge=0, le=20)]
 Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**63)]
 Index: TypeAlias = Annotated[int, Field(ge=0, lt=2**31)]

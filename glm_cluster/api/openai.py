@@ -22,6 +22,7 @@ from glm_cluster.api.fields import (
     Penalty,
     Priority,
     Prompt,
+    Repetition,
     Seed,
     Stops,
     Temperature,
@@ -112,7 +113,7 @@ class GenerationBody(StructuredBody):
     seed: Seed | None = None
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
+    repetition_penalty: Repetition = 1.0
     logit_bias: Biases = Field(default={})
     allowed_token_ids: Allowed | None = None
     bad_words: BadWords = Field(default=[])

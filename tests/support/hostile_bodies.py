@@ -18,6 +18,7 @@ CONTROL = "<|endoftext|>"
 REFUSED_HERE = frozenset({400, 413})
 EITHER = frozenset({200, 400})
 CHAT, COMPLETIONS, TOKENIZE, DETOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"
+_WORD: dict[str, Any] = {"prompt": [7] * 100, "structured_outputs": {"regex": "[ab]{9}"}, "statuses": frozenset({200})}
 _HELLO = [{"role": "user", "content": "hello"}]
 
 
@@ -76,7 +77,9 @@ def _numbers() -> Iterator[Attack]:
         body = b'{"model": "tiny", "prompt": [5], "max_tokens": 1, "temperature": ' + number + b"}"
         yield Attack(name=f"temperature as {number[:9]!r}", path=COMPLETIONS, body=body)
     yield completion("a temperature next to nothing", temperature=5e-324)
-    yield completion("a penalty next to nothing", repetition_penalty=5e-324, statuses=EITHER)
+    yield completion("a penalty next to nothing", repetition_penalty=5e-324)
+    yield completion("a low penalty and a form", repetition_penalty=0.01, **_WORD)
+    yield completion("the lowest of all and a form", repetition_penalty=0.01, temperature=1e-5, **_WORD)
     yield completion("a nucleus next to nothing", temperature=1.0, top_p=5e-324, statuses=EITHER)
     yield completion("min_tokens above max_tokens", min_tokens=3, max_tokens=2)
     yield completion("all of the length", max_tokens=2**31 - 1, prompt=[5] * 1023, statuses=EITHER)

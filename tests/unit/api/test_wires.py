@@ -113,6 +113,8 @@ BAD_FIELDS = [
     ({"presence_penalty": 2.5}, "presence_penalty"),
     ({"frequency_penalty": -2.5}, "frequency_penalty"),
     ({"repetition_penalty": 0.0}, "repetition_penalty"),
+    ({"repetition_penalty": 5e-324}, "repetition_penalty"),
+    ({"repetition_penalty": 0.009}, "repetition_penalty"),
     ({"repetition_penalty": 11.0}, "repetition_penalty"),
     ({"logit_bias": {"5": 101.0}}, "logit_bias.5: "),
     ({"logit_bias": {"260": 1.0}}, "logit_bias: no token id 260"),
