@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 from support import hostile_sockets
 from support.cluster import INGRESS, RANK, Case, RunningCluster, eventually, stream_ids
 from support.hostile_bodies import CHAT, COMPLETIONS, TEMPLATE, Attack, attacks
-from support.hostile_messages import twin
+from support.hostile_messages import heavy, twin
 
 from glm_cluster.api.proto import glm_pb2, glm_pb2_grpc
 
@@ -178,6 +178,19 @@ async def test_hostile_bytes_over_grpc_break_one_call(cluster: RunningCluster, l
                 assert [chunk async for chunk in call(message, timeout=HANGS_S)] == []
             assert caught.value.code() in refused
         assert [chunk async for chunk in call(whole, timeout=HANGS_S)]
+
+
+async def test_heavy_messages_are_refused(cluster: RunningCluster, long_case: Case) -> None:
+    options = [("grpc.max_send_message_length", -1)]
+    async with (
+        neighbour(cluster, long_case),
+        grpc.aio.insecure_channel(cluster.grpc_address, options=options) as channel,
+    ):
+        call = channel.unary_unary("/glm_cluster.v1.Glm/Chat", None, None)
+        for name, message in heavy():
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call(message, timeout=HANGS_S)
+            assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT, (name, caught.value.details())
 
 
 def address(cluster: RunningCluster) -> tuple[str, int]:

@@ -1,6 +1,7 @@
-"""The gRPC message that says what an HTTP body says, where there is one."""
+"""The gRPC message that says what an HTTP body says, where there is one, and some that no JSON could be."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from google.protobuf.message import Message
@@ -20,6 +21,21 @@ def twin(attack: Attack) -> Message | None:
         return (_chat if attack.path == CHAT else _generate)(dict(attack.body))
     except _NOT_TO_BE_SAID:
         return None
+
+
+def heavy() -> Iterator[tuple[str, bytes]]:
+    """Chat requests just short of what a body may have, and of much more once they are looked into."""
+    hello = glm_pb2.ChatMessage(role=glm_pb2.ROLE_USER, content="hello")
+    whole = glm_pb2.ChatRequest(model="tiny", messages=[hello], max_tokens=1).SerializeToString()
+    caller = glm_pb2.ChatMessage(role=glm_pb2.ROLE_ASSISTANT)
+    caller.MergeFromString(b"\x1a\x00" * 1_900_000)
+    yield "calls in a message", whole + glm_pb2.ChatRequest(messages=[caller]).SerializeToString()
+    yield "messages", whole + b"\x12\x00" * 1_900_000
+    yield "tools", whole + b"\xf2\x01\x00" * 1_300_000
+    yield "stop strings", whole + b"\x4a\x00" * 1_900_000
+    yield "fields that nobody knows", whole + b"\xfa\x7f\x00" * 1_300_000
+    variables = {f"{i:06}": glm_pb2.TemplateValue(boolean=True) for i in range(200_000)}
+    yield "variables", whole + glm_pb2.ChatRequest(chat_template_kwargs=variables).SerializeToString()
 
 
 def _generate(fields: dict[str, Any]) -> Message:
