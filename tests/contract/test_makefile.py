@@ -132,6 +132,7 @@ def test_ci_runs_make_test(root: Path) -> None:
     assert [line.removeprefix("exec ") for line in lines if "make " in line] == [
         "make clean",
         "make test",
+        "make test-hostile",
         "make test-structured",
         "make test-clients",
         "make test-rc1",
