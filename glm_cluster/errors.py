@@ -46,7 +46,7 @@ _MESSAGE_BYTES = 2048  # three times that in a gRPC trailer, which holds 8 KiB
 _PARAM_BYTES = 256
 
 
-def _clipped(text: str, num_bytes: int) -> str:
+def clipped(text: str, num_bytes: int) -> str:
     """The beginning of a long text, at a whole character."""
     if len(text) * 4 <= num_bytes or len(encoded := text[:num_bytes].encode("utf-8", "replace")) < num_bytes:
         return text
@@ -75,7 +75,7 @@ class InvalidRequest(GlmError):
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         """Keep short what may quote a client at length: an answer's headers are its place over gRPC."""
-        super().__init__(_clipped(message, _MESSAGE_BYTES), param=param and _clipped(param, _PARAM_BYTES))
+        super().__init__(clipped(message, _MESSAGE_BYTES), param=param and clipped(param, _PARAM_BYTES))
 
 
 class ModelNotFound(InvalidRequest):

@@ -13,7 +13,10 @@ from grpc import StatusCode
 from glm_cluster.api.access import Access
 from glm_cluster.api.callers import Caller
 from glm_cluster.api.exchange import body_too_large
-from glm_cluster.errors import GlmError, Overloaded
+from glm_cluster.api.status_details import status_details
+from glm_cluster.errors import GlmError, Overloaded, clipped
+
+_MESSAGE_BYTES = 1024  # trailers hold 8 KiB, in which a byte takes up to three, and more for the details
 
 G = TypeVar("G", bound="Guarded")
 
@@ -25,7 +28,7 @@ class CallContext(Protocol):
 
     def set_details(self, details: str) -> None: ...
 
-    def set_trailing_metadata(self, trailing_metadata: list[tuple[str, str]]) -> None: ...
+    def set_trailing_metadata(self, trailing_metadata: list[tuple[str, str | bytes]]) -> None: ...
 
     def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]] | None: ...
 
@@ -45,7 +48,7 @@ class KnownCall:
         """As the call's context does."""
         self._context.set_details(details)
 
-    def set_trailing_metadata(self, trailing_metadata: list[tuple[str, str]]) -> None:
+    def set_trailing_metadata(self, trailing_metadata: list[tuple[str, str | bytes]]) -> None:
         """As the call's context does."""
         self._context.set_trailing_metadata(trailing_metadata)
 
@@ -116,8 +119,11 @@ def status_of(context: CallContext) -> Iterator[None]:
     try:
         yield
     except GlmError as error:
+        message = clipped(error.message, _MESSAGE_BYTES)
+        trailers: list[tuple[str, str | bytes]] = [("grpc-status-details-bin", status_details(error, message))]
         if isinstance(error, Overloaded):
-            context.set_trailing_metadata([("retry-after", str(math.ceil(error.retry_after_s)))])
+            trailers.append(("retry-after", str(math.ceil(error.retry_after_s))))
+        context.set_trailing_metadata(trailers)
         context.set_code(StatusCode[error.grpc_status])
-        context.set_details(error.message)
+        context.set_details(message)
         raise

@@ -178,6 +178,9 @@ class Context:
     def set_details(self, details):
         self.details = details
 
+    def set_trailing_metadata(self, trailing_metadata):
+        self.trailing_metadata = trailing_metadata
+
     def invocation_metadata(self):
         return ()
 
