@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import llguidance
 import pytest
 
 from glm_cluster.errors import InvalidRequest
@@ -13,8 +14,6 @@ from glm_cluster.text.tools.choice import forced_calls, strict_calls
 from glm_cluster.text.tools.output import Family, OutputReader, call_reader, parse
 from glm_cluster.text.tools.prompt import thinking_at_end, with_thinking_closed
 from glm_cluster.text.tools.tool import Tool
-
-llguidance = pytest.importorskip("llguidance")
 
 WEATHER: dict[str, Any] = {
     "type": "object",
