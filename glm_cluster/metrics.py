@@ -105,3 +105,8 @@ USAGE_LOST = Metric(
     kind="counter",
     description="Usage records that could not be written.",
 )
+USAGE_UNKEPT = Metric(
+    name="glm_usage_records_unkept_total",
+    kind="counter",
+    description="Requests whose usage record is lost if their front process is killed.",
+)

@@ -12,6 +12,7 @@ from glm_cluster.api.account import Account
 from glm_cluster.api.budgets import Budgets
 from glm_cluster.api.callers import Caller, Callers
 from glm_cluster.api.edge import edge
+from glm_cluster.api.ledger import Slot
 from glm_cluster.api.usage_log import UsageLog
 from glm_cluster.config import Limits
 from glm_cluster.errors import Overloaded
@@ -67,5 +68,6 @@ class Access:
             max_choices=self.limits.max_choices,
             reserve=lambda amount: budget.reserve_tokens(key, amount) if budget and key else 0,
             settle=lambda reserved, used: budget.settle_tokens(reserved, used) if budget else None,
-            write=lambda record: self._usage_log.put(record) if self._usage_log else None,
+            enter=lambda record: self._usage_log.enter(record) if self._usage_log else Slot.unkept(),
+            write=lambda record, slot: self._usage_log.put(record, slot) if self._usage_log else None,
         )
