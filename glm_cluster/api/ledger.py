@@ -24,6 +24,7 @@ SLOT_BYTES = 4096
 MAX_SLOTS = 4096
 _CHUNK_SLOTS = 64
 _CHUNK_BYTES = _CHUNK_SLOTS * SLOT_BYTES
+_ATTEMPTS = 100
 _FREE, _OPEN, _CLOSED = 0, 1, 2
 # The cells of a slot, each an int that one store changes.
 _STATE, _NUM_OPENING, _NUM_ENDING, _ENTERED, _SEEN = range(5)
@@ -182,10 +183,12 @@ def settle_left(directory: Path, settle: Callable[[Slot, Left], None]) -> None:
 
     What `settle` raises ends this; a slot that it came back from is free, the others are for the next who tries.
     """
-    if not directory.exists():
+    try:
+        _check_ours(directory)
+        names = sorted(os.listdir(directory))
+    except FileNotFoundError:
         return
-    _make_ours(directory)
-    for path in sorted(directory.glob(f"*{SUFFIX}")):
+    for path in [directory / name for name in names if name.endswith(SUFFIX)]:
         with _left_behind(path) as slots:
             for slot in slots:
                 if (left := slot.left()) is not None:
@@ -216,15 +219,18 @@ def _left_behind(path: Path) -> Iterator[list[Slot]]:
 
 
 def _create(directory: Path) -> tuple[Path, int]:
-    """A new file and the lock on it. Between the two somebody may take it for one left behind, and remove it."""
-    while True:
-        _make_ours(directory)
-        path = directory / (secrets.token_hex(8) + SUFFIX)
-        with suppress(FileNotFoundError):  # the directory was empty, and has been removed
+    """A new file and the lock on it. Others may remove the directory before, and the file as one left behind."""
+    for _ in range(_ATTEMPTS):
+        with suppress(FileNotFoundError, FileExistsError):
+            directory.mkdir(0o700)
+        with suppress(FileNotFoundError):
+            _check_ours(directory)
+            path = directory / (secrets.token_hex(8) + SUFFIX)
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             if _locked(file) and os.fstat(file).st_nlink:
                 return path, file
             os.close(file)
+    raise OSError(f"{directory}: no file that stays could be made there")
 
 
 def _locked(file: int) -> bool:
@@ -235,10 +241,8 @@ def _locked(file: int) -> bool:
     return True
 
 
-def _make_ours(directory: Path) -> None:
-    """Make the directory. Where anybody may make one, somebody else's is no place for what requests cost."""
-    with suppress(FileExistsError):
-        directory.mkdir(0o700)
+def _check_ours(directory: Path) -> None:
+    """Where anybody may make a directory, somebody else's is no place for what requests cost."""
     status = directory.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
         raise PermissionError(f"{directory} is not this user's directory; remove it")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -97,14 +98,9 @@ def test_two_heirs_at_once_write_no_record_twice(left: Path, tally):
     for _ in range(20):
         place = left.parent / "copy"
         shutil.copytree(left, place)
-        heirs = [
-            threading.Thread(target=inherit, args=(place / "ledgers", LineFile(place / "usage"), tally))
-            for _ in range(4)
-        ]
-        for heir in heirs:
-            heir.start()
-        for heir in heirs:
-            heir.join()
+        with ThreadPoolExecutor(4) as pool:
+            heirs = [pool.submit(inherit, place / "ledgers", LineFile(place / "usage"), tally) for _ in range(4)]
+        assert [heir.result() for heir in heirs] == [None] * 4
         assert sorted(one["request_id"] for one in all_inherited(place, tally)) == [f"id-{n}" for n in range(4)]
         shutil.rmtree(place)
 

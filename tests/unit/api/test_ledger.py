@@ -2,8 +2,10 @@
 
 import fcntl
 import os
+import secrets
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -172,6 +174,40 @@ def test_a_file_removed_before_its_lock_was_had_is_made_anew(directory: Path, mo
     Ledger(directory)
     assert robbed
     assert len(files(directory)) == 1
+
+
+def test_a_directory_removed_before_its_first_file_is_made_anew(directory: Path, monkeypatch: pytest.MonkeyPatch):
+    """The last one to leave removes it."""
+    token_hex, robbed = secrets.token_hex, []
+
+    def rob(num_bytes: int) -> str:
+        if not robbed:
+            robbed.append(directory.rmdir())
+        return token_hex(num_bytes)
+
+    monkeypatch.setattr(secrets, "token_hex", rob)
+    Ledger(directory)
+    assert robbed
+    assert len(files(directory)) == 1
+
+
+def test_a_place_where_nothing_can_be_made_is_an_error(tmp_path: Path):
+    with pytest.raises(OSError, match="no file that stays"):
+        Ledger(tmp_path / "no" / "ledgers")
+
+
+def test_those_who_come_and_go_do_not_meet(directory: Path):
+    """Many at once make their ledgers, inherit and leave, which removes what another is about to use."""
+
+    def come_and_go(index: int) -> None:
+        book = Ledger(directory)
+        entered(book).free()
+        assert left_in(directory) == []
+        book.close()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(come_and_go, range(200))) == [None] * 200
+    assert not directory.exists()
 
 
 def test_another_user_s_directory_is_refused(directory: Path, monkeypatch: pytest.MonkeyPatch):
