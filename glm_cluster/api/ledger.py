@@ -12,7 +12,6 @@ import os
 import secrets
 import stat
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -55,7 +54,7 @@ class Slot:
     free -> open -> closed -> free: of a change, the store that makes it count is the last.
     """
 
-    def __init__(self, page: memoryview, home: deque["Slot"] | None = None) -> None:
+    def __init__(self, page: memoryview, home: list["Slot"] | None = None) -> None:
         self._page = page
         self._cells = page[:_CELLS_BYTES].cast("q")
         self._home = home
@@ -128,7 +127,7 @@ class Ledger:
     def __init__(self, directory: Path) -> None:
         self._path, self._file = _create(directory)
         self._num_slots = 0
-        self._free: deque[Slot] = deque()
+        self._free: list[Slot] = []
         self._is_closing = False
 
     def enter(self, opening: bytes) -> Slot | None:
@@ -142,7 +141,7 @@ class Ledger:
         """Remove the file, unless there are requests in it for others to find."""
         self._is_closing = True
         with suppress(IndexError):
-            while self._free.popleft():  # nobody gets in any more
+            while self._free.pop():  # nobody gets in any more
                 self._num_slots -= 1
         if not self._num_slots:
             self._path.unlink(missing_ok=True)
@@ -152,14 +151,14 @@ class Ledger:
 
     def _free_slot(self) -> Slot | None:
         with suppress(IndexError):
-            return self._free.popleft()
+            return self._free.pop()
         if self._is_closing or self._num_slots >= MAX_SLOTS:
             return None
         try:
             self._grow()
         except OSError:  # the memory is full
             return None
-        return self._free.popleft()
+        return self._free.pop()
 
     def _grow(self) -> None:
         start = self._num_slots * SLOT_BYTES
@@ -167,7 +166,7 @@ class Ledger:
             raise OSError(f"{self._path}: no room for more requests")
         slots = _slots(self._file, start, _CHUNK_SLOTS, home=self._free)
         self._num_slots += _CHUNK_SLOTS
-        self._free.extend(slots)
+        self._free.extend(reversed(slots))
 
 
 def ledger_directory(log: Path) -> Path:
@@ -248,6 +247,6 @@ def _check_ours(directory: Path) -> None:
         raise PermissionError(f"{directory} is not this user's directory; remove it")
 
 
-def _slots(file: int, start: int, count: int, home: deque[Slot] | None = None) -> list[Slot]:
+def _slots(file: int, start: int, count: int, home: list[Slot] | None = None) -> list[Slot]:
     page = memoryview(mmap.mmap(file, count * SLOT_BYTES, offset=start))
     return [Slot(page[at : at + SLOT_BYTES], home) for at in range(0, len(page), SLOT_BYTES)]
