@@ -138,8 +138,9 @@ class ClusterConfig:
     num_ingresses: int = 1
     max_migrations: int = 3  # re-entries of one request after engine deaths
     request_timeout_s: float = 600.0
-    # API keys, each with its budgets, which hold in each ingress by itself: with several, the sum may be as many times
-    # as large. A path that is the same on every node with an ingress. None: anyone may call.
+    # API keys, each with its budgets. Ingresses tell each other every half second what was used: requests that come to
+    # several within that time may each find the same room. A path that is the same on every node with an ingress.
+    # None: anyone may call.
     api_keys_file: str | None = None
     usage_log: str | None = None  # file that gets a JSON line for each request, on every node with an ingress
     limits: Limits = field(default_factory=Limits)

@@ -4,12 +4,12 @@ Knows callers, budgets, limits and the usage log. Refuses to know what is asked 
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Literal
 
 from glm_cluster.api.account import Account
-from glm_cluster.api.budgets import Budgets
+from glm_cluster.api.budgets import Budgets, Spent
 from glm_cluster.api.callers import Caller, Callers
 from glm_cluster.api.edge import edge
 from glm_cluster.api.ledger import Slot
@@ -44,6 +44,14 @@ class Access:
         account = self._account(wire, route, caller)
         with account.kept(), edge(self._meters, wire, route), self._place(caller):
             yield account
+
+    def news(self) -> dict[str, Spent]:
+        """What other fronts have to hear of what was spent here since this was last asked."""
+        return self._budgets.news()
+
+    def hear(self, elsewhere: Mapping[str, Spent]) -> None:
+        """Charge what was spent at other fronts."""
+        self._budgets.hear(self.callers.keys, elsewhere)
 
     @contextmanager
     def _place(self, caller: Caller) -> Iterator[None]:

@@ -127,7 +127,7 @@ class Ledger:
     def __init__(self, directory: Path) -> None:
         self._path, self._file = _create(directory)
         self._num_slots = 0
-        self._free: list[Slot] = []
+        self._free: list[Slot] = []  # the last is the one used last, and so in the processor's cache
         self._is_closing = False
 
     def enter(self, opening: bytes) -> Slot | None:
