@@ -115,6 +115,7 @@ _Words: TypeAlias = list[Annotated[str, Field(min_length=1, max_length=256)]]
 Temperature: TypeAlias = Annotated[float, Field(ge=0, le=2), AfterValidator(_greedy_or_warm)]
 Penalty: TypeAlias = Annotated[float, Field(ge=-2, le=2)]
 Repetition: TypeAlias = Annotated[float, Field(ge=0.01, le=10)]  # logits divided by next to nothing overflow
+TopK: TypeAlias = Annotated[int, Field(ge=-1, lt=2**31)]  # -1 and 0 are off
 Few: TypeAlias = Annotated[int, Field(ge=0, le=20)]
 Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**63)]
 Index: TypeAlias = Annotated[int, Field(ge=0, lt=2**31)]
