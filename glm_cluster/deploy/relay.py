@@ -172,9 +172,7 @@ class _Attempt:
     async def next(self, position: int) -> TokenEvent | Loss:
         """The event whose first token has index `position`; a Loss when this attempt will not bring it."""
         while True:
-            if (
-                self._receipt is not None and 0 < position == self._receipt.num_tokens
-            ):  # at 0 the event tells of more
+            if self._receipt is not None and 0 < position == self._receipt.num_tokens:  # at 0 the event tells of more
                 self._finished = True
                 return TokenEvent("", 0, position, (), self._receipt.finish)  # the journal names it
             match await self._feed.queue.get():
