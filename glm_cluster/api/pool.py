@@ -5,6 +5,7 @@ decides by its own books.
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from functools import reduce
 from operator import add
@@ -74,4 +75,9 @@ async def keep_exchanging(
     """
     while True:
         await asyncio.sleep(PERIOD_S)
-        hear(await exchange(news()) or {})
+        try:
+            heard = await exchange(news())
+        except Exception:  # the edge of a task that nobody awaits: what was open elsewhere would stay so for good
+            logging.getLogger(__name__).exception("the other fronts cannot be heard of")
+            heard = None
+        hear(heard or {})

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -195,18 +195,28 @@ def test_each_hears_once_of_everything_the_others_spent(calls: list[tuple[int, i
     assert heard == [sum(spent) - own for own in spent]
 
 
-async def test_fronts_keep_exchanging_whatever_comes_back(monkeypatch: pytest.MonkeyPatch):
+async def test_fronts_keep_exchanging_whatever_comes_back(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
     monkeypatch.setattr(pools, "PERIOD_S", 0)
-    answers = iter([{KEY: Spent(requests=1)}, None, {}])
+    answers = [{KEY: Spent(requests=1)}, None, ZeroDivisionError("a defect"), {}]
     heard: list[Mapping[str, Spent]] = []
 
     async def exchange(news: Mapping[str, Spent]) -> Mapping[str, Spent] | None:
         assert news == {KEY: Spent(tokens=7)}
-        return next(answers)
+        if isinstance(answer := answers[len(heard)], Exception):
+            raise answer
+        return answer
 
-    with suppress(RuntimeError):  # what a coroutine makes of the end of `answers`
-        await asyncio.wait_for(keep_exchanging(lambda: {KEY: Spent(tokens=7)}, heard.append, exchange), 5)
-    assert heard == [{KEY: Spent(requests=1)}, {}, {}]
+    def hear(news: Mapping[str, Spent]) -> None:
+        heard.append(news)
+        if len(heard) == len(answers):
+            exchanging.cancel()
+
+    exchanging = asyncio.create_task(keep_exchanging(lambda: {KEY: Spent(tokens=7)}, hear, exchange))
+    await asyncio.wait([exchanging], timeout=5)
+    assert heard == [{KEY: Spent(requests=1)}, {}, {}, {}]
+    assert "a defect" in caplog.text
 
 
 def test_there_is_no_news_of_those_who_do_nothing():
