@@ -83,12 +83,17 @@ class Residues:
 
     def __init__(self, grammar: Grammar) -> None:
         self._step = int(grammar.source)
-        self._output: tuple[int, ...] = ()
+        self._output: list[int] = []
 
-    def allowed(self, output: Sequence[int]) -> NDArray[np.int32]:
-        assert tuple(output[: len(self._output)]) == self._output, "the output of a sequence only grows"
-        self._output = tuple(output)
-        bits = (np.arange(-(-VOCAB // 32) * 32) + len(output) + sum(output[-1:])) % self._step != 0
+    @property
+    def num_taken(self) -> int:
+        return len(self._output)
+
+    def take(self, tokens: Sequence[int]) -> None:
+        self._output += tokens
+
+    def allowed(self) -> NDArray[np.int32]:
+        bits = (np.arange(-(-VOCAB // 32) * 32) + len(self._output) + sum(self._output[-1:])) % self._step != 0
         return np.packbits(bits, bitorder="little").view("<i4")
 
 
