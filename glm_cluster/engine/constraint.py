@@ -1,4 +1,4 @@
-"""What a grammar is to the engine: for an output so far, the ids that may come next. Knows no grammar and no text."""
+"""What a grammar is to the engine: which ids may follow an output, and which must. Knows no grammar and no text."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias
@@ -45,6 +45,10 @@ class Constraint(Protocol):
 
         Where the output is complete, the stop tokens are allowed.
         """
+        ...
+
+    def forced(self) -> Sequence[int]:
+        """The next tokens as far as there is no choice about them; a guess, which `allowed` decides upon."""
         ...
 
 

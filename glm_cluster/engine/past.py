@@ -56,6 +56,13 @@ class Past:
         self._inform(self.constraint, drafts)
         return self.constraint.allowed()
 
+    def forced(self) -> Sequence[int]:
+        """What its grammar leaves no choice about after the output."""
+        if self.constraint is None:
+            return ()
+        self._inform(self.constraint, ())
+        return self.constraint.forced()
+
     def _inform(self, constraint: Constraint, drafts: Sequence[int]) -> None:
         """Give it what it has not been given yet."""
         start = self.num_prompt + constraint.num_taken

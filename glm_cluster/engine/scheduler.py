@@ -8,8 +8,8 @@ computed.
 In a step all keys and values are written, layer by layer, before any is read. So the blocks that a planned step is to
 fill can be found from then on, and requests that come together compute a prefix that they share once.
 
-A small step takes guesses along in rows that cost little: each right one saves a step. What is sampled decides, so
-that tokens are those of a run without.
+A small step takes guesses along in rows that cost little: each right one saves a step. Any step takes what a grammar
+forces. What is sampled decides, so that tokens are those of a run without.
 """
 
 from bisect import bisect_left, bisect_right
@@ -274,12 +274,18 @@ class Scheduler:
         return self._put(sequence, count, slices)
 
     def _add_drafts(self, slices: list[Slice], budget: int) -> None:
-        """Put guesses behind the tokens of slices that sample, in rows and blocks to spare: those of trust first."""
+        """Put guesses behind the tokens of slices that sample, in rows and blocks to spare: those of trust first.
+
+        What a grammar forces comes before them, in any step: its rows are not lost, only computed earlier.
+        """
+        sequences = {index: self._running[part.key] for index, part in enumerate(slices) if part.samples}
+        forced = {index: draft for index, sequence in sequences.items() if (draft := sequence.forced())}
+        budget -= self._share_out(slices, forced, budget)
         num_rows = sum(len(part.tokens) for part in slices)
         if num_rows >= DRAFT_ROWS:
             return
-        sequences = {index: self._running[part.key] for index, part in enumerate(slices) if part.samples}
-        drafts = {index: draft for index, sequence in sequences.items() if (draft := sequence.draft())}
+        free = {index: sequence for index, sequence in sequences.items() if not sequence.is_forced}
+        drafts = {index: draft for index, sequence in free.items() if (draft := sequence.draft())}
         for is_trusted, most_rows in ((True, DRAFT_ROWS), (False, FREE_ROWS)):
             chosen = {i: draft for i, draft in drafts.items() if sequences[i].lookup.is_trusted is is_trusted}
             taken = self._share_out(slices, chosen, min(budget, most_rows - num_rows))
@@ -336,7 +342,8 @@ class Scheduler:
     def _take(self, sequence: Sequence, part: Slice, sampled: tuple[int, ...]) -> tuple[int, ...]:
         """Add the sampled tokens to the sequence, up to one that ends it; return what was added."""
         if part.num_drafts:
-            sequence.lookup.judge(len(sampled) - 1)
+            if not sequence.is_forced:
+                sequence.lookup.judge(len(sampled) - 1)
             self._num_drafted += part.num_drafts
             self._num_accepted += len(sampled) - 1
         before = len(sequence.tokens)

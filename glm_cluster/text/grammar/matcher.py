@@ -73,6 +73,10 @@ class Matcher:
         mask[: len(bits)] = bits[: self._num_words]
         return mask
 
+    def forced(self) -> list[int]:
+        """The next tokens as far as the grammar leaves one text alone, split as the tokenizer splits it."""
+        return list(self._state.compute_ff_tokens())
+
     def _lost(self) -> GlmError:
         """Why the output cannot go on: the grammar's fault, unless a token came that it had not let through."""
         error = self._state.get_error()

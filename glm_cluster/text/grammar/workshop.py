@@ -87,6 +87,10 @@ class Following:
         """A bit for each id that may follow; None, and `error` says why, where the grammar leads no further."""
         return self._ask(Matcher.allowed)
 
+    def forced(self) -> Sequence[int]:
+        """The next tokens as far as there is no choice about them."""
+        return self._ask(Matcher.forced) or ()
+
     def _ask(self, question: Callable[[Matcher], _Answer]) -> _Answer | None:
         if not self.is_ready or self._matcher is None:
             return None

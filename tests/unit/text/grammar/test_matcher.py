@@ -83,6 +83,26 @@ def test_an_output_can_be_taken_up_anywhere(grammar: Grammar, seed: int) -> None
         np.testing.assert_array_equal(after(start.fork(), output[:length]), mask)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_forced_is_all_that_may_come_and_asking_changes_nothing(grammar: Grammar, seed: int) -> None:
+    start = Matcher.compile(grammar, VOCABULARY)
+    output, asked, unasked = walk(start, seed), start.fork(), start.fork()
+    for length in range(len(output)):
+        after(asked, output[:length])
+        forced = asked.forced()
+        assert forced == output[length : length + len(forced)]
+        np.testing.assert_array_equal(asked.allowed(), after(unasked, output[:length]))
+        assert not forced or ids_of(unasked.allowed()) == forced[:1]
+
+
+def test_keys_and_what_stands_between_values_are_forced() -> None:
+    matcher, forced = Matcher.compile(GRAMMARS["json_schema"], VOCABULARY), []
+    for text in ("", '{"name": "', 'hi"', ', "age": 7'):
+        matcher.take(TOKENIZER.encode_batch([text])[0])
+        forced.append(TOKENIZER.decode(matcher.forced()))
+    assert forced == ['{"name": "', "", ', "age": ', ""]
+
+
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("name", ["json_schema", "on the next line"])
 def test_a_schema_is_kept(name: str, seed: int) -> None:
