@@ -98,7 +98,9 @@ class Sequence:
 
     def forced(self) -> tuple[int, ...]:
         """Tokens that its grammar says must follow, as many as `draft` might give."""
-        forced = () if self.past is None or self._most_drafts < 1 else tuple(self.past.forced())
+        if self.past is None or self.constraint is None or self._most_drafts < 1:
+            return ()
+        forced = tuple(self.past.forced())
         self.is_forced = bool(forced)
         return forced[: self._most_drafts]
 

@@ -1,6 +1,7 @@
 """Scheduling decisions, with sampled tokens made up: no model."""
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -433,6 +434,65 @@ def test_a_grammar_is_refused_where_nobody_follows_one() -> None:
     request = _request("a", 3)
     with pytest.raises(InvalidRequest, match="grammar"):
         _scheduler().add(replace(request, sampling=replace(request.sampling, grammar=Grammar("regex", "a"))))
+
+
+class Insists:
+    """A grammar by which only 7 may come, whatever comes."""
+
+    error = None
+    is_ready = True
+    num_taken = 0
+
+    def take(self, tokens: Iterable[int]) -> None:
+        self.num_taken += len([*tokens])
+
+    def forced(self) -> list[int]:
+        return [7] * 5
+
+
+@pytest.mark.parametrize(("step_tokens", "room"), [(32, 3), (12, 2), (10, 0)])
+def test_what_a_grammar_forces_rides_in_whatever_is_left_of_a_step(step_tokens: int, room: int) -> None:
+    """In company that a guess would be too much for; and it says nothing of guesses, be it wrong."""
+    scheduler = Scheduler(
+        BlockPool(65),
+        block_tokens=4,
+        max_running=10,
+        max_waiting=10,
+        step_tokens=step_tokens,
+        max_model_len=256,
+        speculative_tokens=3,
+        constrain=lambda grammar: Insists(),
+    )
+    for i in range(9):
+        scheduler.add(_request(f"{i}", 1, first=20 + i, max_tokens=9, max_drafts=0))
+    forced = _request("forced", 1, max_tokens=9)
+    scheduler.add(replace(forced, sampling=replace(forced.sampling, grammar=Grammar("regex", "7*"))))
+    for num_known in (1, 2):
+        plan, _ = _step(scheduler, token=5)
+        assert [s.num_drafts for s in plan.slices] == [0] * 9 + [room]
+        assert plan.slices[-1].drafts == (7,) * room
+        assert scheduler._running["forced#0"].num_output == num_known
+    assert scheduler._running["forced#0"].lookup.is_trusted
+    plan, _ = _step(scheduler, token=7)
+    assert scheduler._running["forced#0"].num_output == 3 + room
+
+
+def test_nothing_is_forced_past_the_end_of_an_output() -> None:
+    scheduler = Scheduler(
+        BlockPool(9),
+        block_tokens=4,
+        max_running=1,
+        max_waiting=1,
+        step_tokens=9,
+        max_model_len=32,
+        speculative_tokens=7,
+        constrain=lambda grammar: Insists(),
+    )
+    forced = _request("forced", 1, max_tokens=3)
+    scheduler.add(replace(forced, sampling=replace(forced.sampling, grammar=Grammar("regex", "7*"))))
+    plan, (event,) = _step(scheduler, token=7)
+    assert plan.slices[0].num_drafts == 2
+    assert (event.tokens, event.finish) == ((7, 7, 7), "length")
 
 
 def test_the_lowest_priority_begins_first_and_the_oldest_among_equals() -> None:
