@@ -3,7 +3,7 @@
     .venv/bin/python tests/bench/shortcuts.py [--model DIR|demo] [--dtype bfloat16] [--rounds 3]
 
 prefix: 16 requests arrive together, 1,024 tokens that they share and 16 of their own; the time to the first token
-where the shared ones were computed before, and where no two prompts begin alike. choices: 8 of one prompt of 1,024
+where the shared ones were computed before, and where no two prompts begin alike. choices: 8 of one prompt of 200
 tokens; the time until all have their first token, and where each has a salt of its own and computes for itself.
 repetitive: one stream continues a text that repeats itself; strange: random ids at temperature 1, where every guess is
 wrong. The last line printed is one JSON document; those of record are in `results/`.
@@ -32,7 +32,7 @@ from glm_cluster.launch import model_directory  # noqa: E402
 from glm_cluster.records import GenerationRequest, SamplingParams  # noqa: E402
 
 NUM_REQUESTS, SHARED, OWN = 16, 1024, 16
-NUM_CHOICES = 8
+NUM_CHOICES, CHOSEN = 8, 200
 NUM_OUT = 128
 NUM_IDS = 20_000
 
@@ -58,7 +58,7 @@ class Bench:
 
     def choices(self, is_shared: bool) -> float:
         """The time until all choices of a prompt have their first token, in seconds."""
-        return max(self._run([self._ids(SHARED)] * NUM_CHOICES, num_out=1, are_apart=not is_shared))
+        return max(self._run([self._ids(CHOSEN)] * NUM_CHOICES, num_out=1, are_apart=not is_shared))
 
     def repetitive(self, is_guessing: bool) -> float:
         """Tokens a second; greedy, so that what comes repeats itself as the prompt does."""
