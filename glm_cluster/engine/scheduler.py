@@ -8,7 +8,7 @@ computed.
 In a step all keys and values are written, layer by layer, before any is read. So the blocks that a planned step is to
 fill can be found from then on, and requests that come together compute a prefix that they share once.
 
-A small step takes guesses along in rows that cost little: each right one saves a step. Any step takes what a grammar
+A small step takes guesses along in rows that cost little: each right one saves a step. A large one takes what a grammar
 forces. What is sampled decides, so that tokens are those of a run without.
 """
 
@@ -62,6 +62,7 @@ class Scheduler:
         self._pool = pool
         self._block_tokens = block_tokens
         self._max_running = max_running
+        self._most_sampled = max(max_running, DRAFT_ROWS)  # rows of a step, see `memory.activation_bytes`
         self._step_tokens = step_tokens
         self._max_waiting = max_waiting
         self._max_len = max_model_len
@@ -276,11 +277,12 @@ class Scheduler:
     def _add_drafts(self, slices: list[Slice], budget: int) -> None:
         """Put guesses behind the tokens of slices that sample, in rows and blocks to spare: those of trust first.
 
-        What a grammar forces comes before them, in any step: its rows are not lost, only computed earlier.
+        What a grammar forces comes before them, in any step that samples from few enough rows for the memory set aside:
+        its rows are not lost, only computed earlier.
         """
         sequences = {index: self._running[part.key] for index, part in enumerate(slices) if part.samples}
         forced = {index: draft for index, sequence in sequences.items() if (draft := sequence.forced())}
-        budget -= self._share_out(slices, forced, budget)
+        budget -= self._share_out(slices, forced, min(budget, self._most_sampled - len(sequences)))
         num_rows = sum(len(part.tokens) for part in slices)
         if num_rows >= DRAFT_ROWS:
             return

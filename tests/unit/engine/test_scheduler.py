@@ -476,13 +476,20 @@ class Insists:
         return [7] * 5
 
 
-@pytest.mark.parametrize(("step_tokens", "room"), [(32, 3), (12, 2), (10, 0)])
-def test_what_a_grammar_forces_rides_in_whatever_is_left_of_a_step(step_tokens: int, room: int) -> None:
-    """In company that a guess would be too much for; and it says nothing of guesses, be it wrong."""
+@pytest.mark.parametrize(
+    ("step_tokens", "max_running", "room"), [(32, 64, 3), (12, 64, 2), (10, 64, 0), (32, 12, 2), (32, 10, 0)]
+)
+def test_what_a_grammar_forces_rides_in_whatever_is_left_of_a_step(
+    step_tokens: int, max_running: int, room: int
+) -> None:
+    """In company that a guess would be too much for, but never beyond the rows that there is memory to sample from.
+
+    It says nothing of guesses, be it wrong.
+    """
     scheduler = Scheduler(
         BlockPool(65),
         block_tokens=4,
-        max_running=10,
+        max_running=max_running,
         max_waiting=10,
         step_tokens=step_tokens,
         max_model_len=256,
