@@ -170,10 +170,13 @@ class Ledger:
 
 
 def ledger_directory(log: Path) -> Path:
-    """Where the front processes that write this log have their ledgers on this machine."""
+    """Where the front processes that write this log have their ledgers on this machine: a matter of its name alone.
+
+    A link may point elsewhere tomorrow, and those who start then must still find what is left today.
+    """
     if not SHARED_MEMORY.is_dir():
         return log.with_name(log.name + ".open")
-    name = hashlib.sha256(os.fsencode(log.resolve())).hexdigest()[:16]
+    name = hashlib.sha256(os.fsencode(log.absolute())).hexdigest()[:16]
     return SHARED_MEMORY / f"usage-{os.geteuid()}-{name}"
 
 

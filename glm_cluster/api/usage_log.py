@@ -91,5 +91,8 @@ class UsageLog:
         slot.free()
 
     def _inherit(self) -> None:
-        with suppress(OSError):  # the log cannot be written now: what is left stays where it is
-            inherit(self._directory, self._file, self._meters)
+        try:
+            with suppress(OSError):  # the log cannot be written now: what is left stays where it is
+                inherit(self._directory, self._file, self._meters)
+        except Exception:  # the edge of the thread that writes our own records too
+            logging.getLogger(__name__).exception("usage records of processes that are gone stay where they are")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from support import ledger_victim
@@ -150,6 +151,17 @@ def test_a_living_log_inherits_from_a_dead_one(tmp_path: Path, tally):
     log.close()
     assert [one["request_id"] for one in lines(tmp_path / "usage")] == ["a"]
     assert not (tmp_path / "ledgers").exists()
+
+
+def test_a_defect_in_inheriting_does_not_end_the_writing(
+    tmp_path: Path, tally, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr("glm_cluster.api.usage_log.inherit", Mock(side_effect=ZeroDivisionError("a defect")))
+    log = UsageLog(tmp_path / "usage", tally, directory=tmp_path / "ledgers")
+    log.put(record("a", status="ok"), log.enter(record("a")))
+    log.close()
+    assert [one["request_id"] for one in lines(tmp_path / "usage")] == ["a"]
+    assert "a defect" in caplog.text
 
 
 def test_a_busy_log_inherits_too(tmp_path: Path, tally, monkeypatch: pytest.MonkeyPatch):

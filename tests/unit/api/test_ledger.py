@@ -227,6 +227,9 @@ def test_a_link_is_refused(directory: Path, tmp_path: Path):
 def test_a_log_s_ledgers_are_found_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     assert ledger_directory(Path("usage")) == ledger_directory(tmp_path / "usage") != ledger_directory(tmp_path / "u")
+    before = ledger_directory(tmp_path / "link")
+    (tmp_path / "link").symlink_to(tmp_path / "usage")
+    assert ledger_directory(tmp_path / "link") == before
     monkeypatch.setattr(ledger, "SHARED_MEMORY", tmp_path / "none")
     assert ledger_directory(tmp_path / "usage") == tmp_path / "usage.open"
 

@@ -91,6 +91,21 @@ def test_a_line_in_the_midst_of_being_written_is_waited_for(path: Path, monkeypa
     assert path.read_bytes() == b"whole\ntwo\n"
 
 
+def test_who_may_not_read_the_file_appends_to_it(path: Path, monkeypatch: pytest.MonkeyPatch):
+    path.write_bytes(b"one\n")
+    opened = os.open
+
+    def may_not_read(path: Path, flags: int, mode: int) -> int:
+        if flags & os.O_WRONLY:
+            return opened(path, flags, mode)
+        raise PermissionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", may_not_read)
+        LineFile(path).append(b"two\n", nowhere)
+    assert path.read_bytes() == b"one\ntwo\n"
+
+
 def test_half_a_line_is_an_error(path: Path, monkeypatch: pytest.MonkeyPatch):
     write = os.write
     monkeypatch.setattr(os, "write", lambda file, line: write(file, line[:2]))
