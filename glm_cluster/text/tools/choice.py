@@ -11,7 +11,7 @@ from typing import Any
 from glm_cluster.errors import InvalidRequest
 from glm_cluster.records import Grammar
 from glm_cluster.text.tools import glm4, glm45
-from glm_cluster.text.tools.arguments import types_of_schema
+from glm_cluster.text.tools.arguments import resolved, types_of_schema
 from glm_cluster.text.tools.output import Family
 from glm_cluster.text.tools.tool import Tool
 
@@ -28,6 +28,7 @@ _ANY_OBJECT = {"additionalProperties": True}
 _STRICT = {"lenient": False, "coerce_one_of": False}  # refuse what cannot be enforced
 _LENIENT = {"lenient": True, "coerce_one_of": True}
 
+_DEFINITIONS = ("$defs", "definitions")  # that a property's schema may refer to
 _MAY_ADD = {"$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas", "patternProperties"}  # more properties
 
 
@@ -71,7 +72,7 @@ def strict_calls(tools: Sequence[Tool], specials: Collection[str]) -> Grammar:
 
 
 def _glm4_rules(index: int, tool: Tool) -> list[str]:
-    body = _BODIES[tool.name] if tool.built_in else _json(_call_schema(tool), tool, None)
+    body = _BODIES[tool.name] if tool.built_in else _json(_call_schema(tool), tool, {})
     return [f"call_{index}: {_quoted(tool.name + chr(10))} body_{index}", f"body_{index}: {body}"]
 
 
@@ -98,14 +99,16 @@ class _Tagged:
         for id, (name, value) in zip(ids, properties.items(), strict=True):
             before = self._sequence("<arg_key>", name, "</arg_key>", self._line_break, "<arg_value>")
             yield f"argument_{id}: {before} value_{id} {self._sequence(self._line_break)}"
-            yield from self._value(f"value_{id}", value, schema.get("$defs"))
+            yield from self._value(f"value_{id}", value, schema)
 
-    def _value(self, rule: str, schema: Any, definitions: Any) -> Iterator[str]:
+    def _value(self, rule: str, schema: Any, root: Mapping[str, Any]) -> Iterator[str]:
         """A value and its closing tag. A string is written as it is, so that its tag alone ends it."""
         closing = self._sequence("</arg_value>")
-        if types_of_schema(schema) != {"string"}:
+        is_string = types_of_schema(schema, root) == {"string"}
+        schema = resolved(schema, root) if is_string else schema
+        if not is_string:
             yield f"{rule}: {rule}_json {closing}"
-            yield f"{rule}_json: {_json(schema, self._tool, definitions)}"
+            yield f"{rule}_json: {_json(schema, self._tool, root)}"
         elif isinstance(schema, Mapping) and (values := schema.get("enum")):
             yield f"{rule}: ({' | '.join(map(_quoted, values))}) {closing}"
         elif "</arg_value>" in self._specials:
@@ -127,11 +130,10 @@ def _call_schema(tool: Tool) -> dict[str, Any]:
     return schema
 
 
-def _json(schema: Any, tool: Tool, definitions: Any) -> str:
-    """What spells a value of a schema."""
+def _json(schema: Any, tool: Tool, root: Mapping[str, Any]) -> str:
+    """What spells a value of a schema within `root`."""
     spelled = dict(schema) if isinstance(schema, Mapping) else {}
-    if definitions is not None:
-        spelled["$defs"] = definitions
+    spelled.update((name, root[name]) for name in _DEFINITIONS if name in root)
     options = _ONE_WAY | (_STRICT if tool.strict else _LENIENT)
     return f"%json {json.dumps({**spelled, 'x-guidance': options})}"
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection
 from typing import Literal, TypeAlias
 
-from glm_cluster.text.tools.arguments import argument
+from glm_cluster.text.tools.arguments import argument, schema_of_property
 from glm_cluster.text.tools.pieces import Content, Piece, whole_call
 from glm_cluster.text.tools.tags import TrailingSpace, Until, without_begun
 from glm_cluster.text.tools.tool import Tool
@@ -74,10 +74,9 @@ class TaggedCalls:
         return rest
 
     def _arguments(self, call: "_TaggedCall") -> str:
-        tool = self._tools.get(call.name)
-        schemas = tool.schema.get("properties") if tool else None
-        known = schemas if isinstance(schemas, dict) else {}
-        return json.dumps({key: argument(value, known.get(key)) for key, value in call.arguments}, ensure_ascii=False)
+        schema = tool.schema if (tool := self._tools.get(call.name)) else None
+        values = {key: argument(text, schema_of_property(key, schema), schema) for key, text in call.arguments}
+        return json.dumps(values, ensure_ascii=False)
 
     def _content(self, text: str) -> list[Piece]:
         return [] if self._num_calls else _content(self._space.push(text))

@@ -163,6 +163,20 @@ def test_calls_between_tags_that_are_refused(library: Any, family: Family) -> No
     assert not allows(library, grammar, tagged(family, "now")[:-1])
 
 
+def test_a_string_is_written_as_it_is_wherever_its_schema_stands(library: Any) -> None:
+    """As it is read."""
+    properties = {"a": {"$ref": "#/definitions/text"}, "b": {"$ref": "#/definitions/some"}, "c": {"allOf": [{}]}}
+    definitions = {"text": {"type": "string", "enum": ["x y", "z"]}, "some": {"type": ["string", "null"]}}
+    parameters = {"properties": properties, "definitions": definitions, "required": ["a", "b"]}
+    tool = Tool(name="f", parameters=parameters)
+    grammar = forced_calls([tool], "glm47", (), parallel=False).source
+    text = tagged("glm47", "f", a="x y", b='"null"')
+    assert allows(library, grammar, text)
+    assert not allows(library, grammar, tagged("glm47", "f", a='"x y"', b="null"))
+    (call,) = parse(OutputReader(calls=call_reader("glm47", [tool])), text).calls
+    assert json.loads(call.arguments) == {"a": "x y", "b": "null"}
+
+
 def test_odd_names_are_spelled_or_refused(library: Any) -> None:
     odd = Tool(name="f", parameters={"properties": {'a"\\ é': {"type": "string"}}, "required": ['a"\\ é']})
     grammar = forced_calls([odd], "glm47", (), parallel=False).source

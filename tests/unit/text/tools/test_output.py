@@ -24,7 +24,13 @@ TYPED = {
         "when": {"type": ["string", "null"]},
         "unit": {"enum": ["c", "f"]},
         "how": {"anyOf": [{"type": "string"}, {"type": "array"}]},
+        "list": {"type": "array"},
+        "label": {"$ref": "#/$defs/a~1b"},
+        "level": {"enum": ["7", 8, None]},
+        "loop": {"$ref": "#/$defs/loop"},
     },
+    "anyOf": [{"properties": {"id": {"type": "string"}}}, {"properties": {"id": {"type": "boolean"}}}],
+    "$defs": {"a/b": {"type": "string"}, "loop": {"$ref": "#/$defs/loop"}},
 }
 TOOLS = (
     Tool(name="get_weather", parameters=TYPED),
@@ -48,6 +54,9 @@ def calls(family: str, text: str) -> list[tuple[str, Any]]:
 
 def tools_of(case: dict[str, Any], default: list[str]) -> tuple[Tool, ...]:
     return tuple(Tool(name=name) for name in case.get("tools", default))
+
+
+NESTED = {"city": 'a\n北é"', "o": {"b": [1.5, None]}}
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +102,17 @@ def test_vectors_of_glm45(vectors: dict[str, Any]) -> None:
         ('get_weathers\n{"a": 1}', 'get_weathers\n{"a": 1}', []),
         ('I call\nget_weather\n{"a": 1}', 'I call\nget_weather\n{"a": 1}', []),
         ('get_weather\n{"a": 1} done', 'get_weather\n{"a": 1} done', []),
+        ('  get_weather \r\n{"city": "x"}\r\n\n', None, [("get_weather", {"city": "x"})]),
+        ('get_weather\n{\n  "city": "a\\n\\u5317é\\"",\n  "o": {"b": [1.5, null]}\n}', None, [("get_weather", NESTED)]),
+        ('get_weather\n {"city": "x"}', 'get_weather\n {"city": "x"}', []),
+        ("get_weather\n\n{}", "get_weather\n\n{}", []),
+        ("get_weather {}", "get_weather {}", []),
+        ("get_weather\n{}\n\nDone.", "get_weather\n{}\n\nDone.", []),
+        ("get_weather\n{}{}", "get_weather\n{}{}", []),
+        ("get_weather\n{'city': 'x'}", "get_weather\n{'city': 'x'}", []),
+        ("Get_Weather\n{}", "Get_Weather\n{}", []),
+        ("get\n{}<|assistant|>", None, [("get", {})]),
+        ("A\n<|assistant|>get\n{1}", "A\nget\n{1}", []),
         ("get\n{}<|assistant|>get_weather\n{}", None, [("get", {}), ("get_weather", {})]),
         ("\nA<|assistant|>\nB<|assistant|>get\n{}", "A\nB", [("get", {})]),
         ('python\nprint("1\\2")\n', None, [("python", {"code": 'print("1\\2")\n'})]),
@@ -113,6 +133,9 @@ def test_under_a_grammar_arguments_come_at_once() -> None:
     assert joined(first).calls == (Call("get", '{"a": "b'),)
 
 
+PYTHONIC = ['a"b', "it's", "it's", True, {"k": None}]
+
+
 def tagged(*arguments: str, name: str = "get_weather") -> str:
     pairs = zip(arguments[::2], arguments[1::2], strict=True)
     inner = "".join(f"<arg_key>{key}</arg_key><arg_value>{value}</arg_value>" for key, value in pairs)
@@ -131,6 +154,31 @@ def tagged(*arguments: str, name: str = "get_weather") -> str:
         (tagged("x", "1e999", "y", "NaN"), None, [("get_weather", {"x": "1e999", "y": "NaN"})]),
         (tagged("x", "[" * 5000), None, [("get_weather", {"x": "[" * 5000})]),
         (tagged("x", "[" * 300 + "]" * 300), None, [("get_weather", {"x": "[" * 300 + "]" * 300})]),
+        (tagged("x", " \n5 \n", "y", " a b "), None, [("get_weather", {"x": 5, "y": "a b"})]),
+        (tagged("city", " 北京\n", "city", "C:\\d"), None, [("get_weather", {"city": "C:\\d"})]),
+        (
+            tagged("list", "['a\"b', \"it's\", 'it\\'s', True, {'k': None}]"),
+            None,
+            [("get_weather", {"list": PYTHONIC})],
+        ),
+        (
+            tagged("list", '[{\\"id\\": \\"1\\"}]', "days", '"42"'),
+            None,
+            [("get_weather", {"list": [{"id": "1"}], "days": 42})],
+        ),
+        (
+            tagged("days", "", "list", " [a\\n]", "x", "{}"),
+            None,
+            [("get_weather", {"days": "", "list": "[a\\n]", "x": {}})],
+        ),
+        (
+            tagged("days", '"many"', "x", '"5"', "y", "'5'"),
+            None,
+            [("get_weather", {"days": "many", "x": "5", "y": "'5'"})],
+        ),
+        (tagged("label", "null", "loop", "null"), None, [("get_weather", {"label": "null", "loop": None})]),
+        (tagged("level", "7", "id", "12"), None, [("get_weather", {"level": "7", "id": "12"})]),
+        (tagged("level", "8", "id", "true"), None, [("get_weather", {"level": 8, "id": True})]),
         (tagged(name="\nget_weather\n"), None, [("get_weather", {})]),
         ("A \n" + tagged() + " dropped " + tagged(), "A", [("get_weather", {})] * 2),
         (tagged(name=""), tagged(name=""), []),
@@ -238,6 +286,10 @@ HOSTILE: dict[str, Callable[[int], str]] = {
     "long value": lambda n: "<tool_call>a<arg_key>k</arg_key><arg_value>" + "</" * (n // 2),
     "space in a call": lambda n: "<tool_call>a<arg_key>k</arg_key>" + " " * n,
     "deep value": lambda n: tagged("a", "[" * n),
+    "quotes of JSON": lambda n: "get\n{" + "[" * 300 + '"\\' * (n // 2),
+    "quotes in a value": lambda n: tagged("a", "[" * 300 + '"\\' * (n // 2)),
+    "quotes of Python": lambda n: tagged("a", "['\\" + "'\\" * (n // 2)),
+    "strings of strings": lambda n: tagged("days", '"' + '\\"' * (n // 2) + '"'),
     "closings": lambda n: "</think>" * (n // 8),
 }
 
