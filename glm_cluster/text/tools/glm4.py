@@ -3,7 +3,7 @@
 One output may have several segments with `<|assistant|>` between them. A segment is a call of a function if its first
 line is the name of one and all the rest is a JSON object, and a call of one of All Tools if its first line is its name.
 Anything else is text. So a function's arguments are known for a call only at the end of their segment, and come in one
-piece, unless the caller knows better (`certain`: a grammar allows nothing else).
+piece, unless the caller knows better (`certain`: a grammar makes a call of whatever begins as one).
 """
 
 import json

@@ -319,7 +319,6 @@ BAD = [
     ({"messages": [{"role": "user", "content": "a", "tool_calls": [MADE]}]}, "messages.0: tool_calls"),
 ]
 JSON_ONLY = [
-    ({"response_format": {"type": "json_object"}}, "response_format: cannot be kept together with tools"),
     ({"tool_choice": "any"}, "tool_choice: Input should be"),
     ({"tool_choice": 1}, 'tool_choice: Input should be "none"'),
     ({"tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": "string"}}}]}, "object"),

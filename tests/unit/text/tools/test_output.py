@@ -136,6 +136,12 @@ def test_under_a_grammar_arguments_come_at_once() -> None:
 PYTHONIC = ['a"b', "it's", "it's", True, {"k": None}]
 
 
+def at_once(family: str, *, certain: bool = True) -> OutputReader:
+    """The reader of outputs that are calls or keep to a form."""
+    calls = call_reader(family, TOOLS, certain=certain, at_once=True)  # type: ignore[arg-type]
+    return OutputReader(calls=calls, skip_newline=True)
+
+
 def tagged(*arguments: str, name: str = "get_weather") -> str:
     pairs = zip(arguments[::2], arguments[1::2], strict=True)
     inner = "".join(f"<arg_key>{key}</arg_key><arg_value>{value}</arg_value>" for key, value in pairs)
@@ -197,6 +203,41 @@ def test_calls_of_glm45(text: str, content: str | None, found: list[Any]) -> Non
     assert calls("glm45", text) == found
 
 
+SAYS_CALLS = '{"a": "<|assistant|>get\\n{}", "b": "' + tagged() + '"}'
+
+
+@pytest.mark.parametrize(
+    ("family", "text", "content", "names"),
+    [
+        ("glm4", "\n" + SAYS_CALLS, SAYS_CALLS, []),
+        ("glm4", SAYS_CALLS, SAYS_CALLS, []),
+        ("glm4", "\nget\n{}", "get\n{}", []),
+        ("glm4", "get\n{}<|assistant|>get_weather\n{}", None, ["get", "get_weather"]),
+        ("glm4", "get_", "get_", []),
+        ("glm4", "get\n[]", "get\n[]", []),
+        ("glm4", "python\n1", None, ["python"]),
+        ("glm4", "", None, []),
+        ("glm45", SAYS_CALLS, SAYS_CALLS, []),
+        ("glm45", tagged() + "\n" + tagged(name="get"), None, ["get_weather", "get"]),
+        ("glm45", " " + tagged(), " " + tagged(), []),
+        ("glm45", "<tool", "<tool", []),
+    ],
+)
+def test_an_output_that_does_not_begin_as_a_call_is_text(
+    family: str, text: str, content: str | None, names: list[str]
+) -> None:
+    for parts in (text, [text]):
+        stream = at_once(family)
+        pieces = [piece for part in parts for piece in stream.push(part)]
+        parsed = joined([*pieces, *stream.finish()])
+        assert (parsed.content, [call.name for call in parsed.calls]) == (content, names)
+
+
+def test_a_form_that_begins_as_a_call_is_one_if_all_of_it_reads_as_one() -> None:
+    assert parse(at_once("glm4", certain=False), "get\n{a}") == Parsed("get\n{a}", None, ())
+    assert parse(at_once("glm4", certain=False), "get\n{}") == Parsed(None, None, (Call("get", "{}"),))
+
+
 @pytest.mark.parametrize(
     ("state", "text", "thought", "content"),
     [
@@ -242,8 +283,21 @@ texts = st.lists(st.sampled_from(FRAGMENTS), max_size=14).map("".join)
 
 
 @settings(max_examples=400, deadline=None)
-@given(texts, st.data(), st.sampled_from(["glm4", "glm45"]), st.sampled_from([None, "before", "inside", "after"]))
-def test_how_an_output_is_cut_changes_nothing(text: str, data: st.DataObject, family: str, state: State | None) -> None:
+@given(
+    texts,
+    st.data(),
+    st.sampled_from(["glm4", "glm45"]),
+    st.sampled_from([None, "before", "inside", "after"]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_how_an_output_is_cut_changes_nothing(
+    text: str, data: st.DataObject, family: str, state: State | None, certain: bool, at_once: bool
+) -> None:
+    def reader(family: str, state: State | None) -> OutputReader:
+        calls = call_reader(family, TOOLS, certain=certain, at_once=at_once)  # type: ignore[arg-type]
+        return OutputReader(calls=calls, thinks=None if state is None else ReasoningSplitter(state), skip_newline=True)
+
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=len(text))))
     bounds = [0, *cuts, len(text)]
     streamed = reader(family, state)
