@@ -11,6 +11,7 @@ from typing import Any
 from glm_cluster.errors import InvalidRequest
 from glm_cluster.text.tools import glm45
 from glm_cluster.text.tools.arguments import resolved, types_of_schema
+from glm_cluster.text.tools.raw_string import listed_strings, raw_string
 from glm_cluster.text.tools.tool import Tool
 
 ANYTHING = "/(?s:.+)/"
@@ -83,12 +84,12 @@ class _Tagged:
         if not is_string:
             yield f"{rule}: {rule}_json {closing}"
             yield f"{rule}_json: {_json(schema, self._tool, root)}"
-        elif isinstance(schema, Mapping) and (values := schema.get("enum")):
+        elif values := listed_strings(schema):
             yield f"{rule}: ({' | '.join(map(quoted, values))}) {closing}"
-        elif "</arg_value>" in self._specials:
-            yield f"{rule}: /(?s:.*)/ {closing}"
         else:
-            yield f'{rule}[suffix="</arg_value>"]: /(?s:.*)/'
+            is_token = "</arg_value>" in self._specials
+            yield f"{rule}: {rule.upper()} {closing}" if is_token else f"{rule}[suffix={closing}]: {rule.upper()}"
+            yield f"{rule.upper()}: {raw_string(schema, strict=self._tool.strict)}"
 
     def _sequence(self, *parts: str) -> str:
         return " ".join(part if part in self._specials else quoted(part) for part in parts if part)

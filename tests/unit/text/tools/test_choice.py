@@ -240,6 +240,50 @@ def test_a_string_is_written_as_it_is_wherever_its_schema_stands(library: Any) -
     assert json.loads(call.arguments) == {"a": "x y", "b": "null"}
 
 
+RAW: list[tuple[dict[str, Any], str, bool]] = [
+    ({"minLength": 1, "maxLength": 3, "description": "x"}, "北é\n", True),
+    ({"minLength": 1, "maxLength": 3}, "", False),
+    ({"minLength": 1, "maxLength": 3}, "abcd", False),
+    ({"maxLength": 100_000}, "abcd", True),
+    ({"const": "a/b"}, "a/b", True),
+    ({"const": "a/b"}, "a", False),
+    ({"enum": ["", "a"]}, "", True),
+    ({"pattern": r"^\d{2}/[a-c]+$"}, "12/ab", True),
+    ({"pattern": r"^\d{2}/[a-c]+$"}, "12/abx", False),
+    ({"pattern": r"^\d{2}/[a-c]+$"}, "١٢/ab", False),
+    ({"pattern": r"[0-9]\$"}, "x 1$ y", True),
+    ({"pattern": r"[0-9]\$"}, "x 1 y", False),
+    ({"pattern": "^a|b"}, "a c", True),
+    ({"pattern": "b$", "maxLength": 2}, "ab", True),
+    ({"pattern": "b$", "maxLength": 2}, "aab", False),
+]
+
+
+@pytest.mark.parametrize("specials", [(), TAGS])
+@pytest.mark.parametrize(("schema", "text", "allowed"), RAW)
+def test_strings_of_strict_tools_keep_to_all_that_their_schemas_say(
+    library: Any, tagged_library: Any, specials: tuple[str, ...], schema: dict[str, Any], text: str, allowed: bool
+) -> None:
+    parameters = {"properties": {"a": {"type": "string", **schema}}, "required": ["a"]}
+    tool = Tool(name="f", parameters=parameters, strict=True)
+    grammar = forced_calls([tool], "glm47", specials, parallel=False).source
+    call = tagged("glm47", "f", a=text)
+    if specials:
+        assert allows(tagged_library, grammar, *in_tokens(call)) == allowed
+    else:
+        assert allows(library, grammar, call) == allowed
+    (read,) = parse(OutputReader(calls=call_reader("glm47", [tool])), call).calls
+    assert json.loads(read.arguments) == {"a": text}
+
+
+@pytest.mark.parametrize("schema", [{"format": "date"}, {"not": {}}, {"allOf": [{}]}])
+def test_what_cannot_be_kept_of_a_string_is_refused_of_strict_tools_alone(schema: dict[str, Any]) -> None:
+    parameters = {"properties": {"a": {"type": "string", **schema}}}
+    assert forced_calls([Tool(name="f", parameters=parameters)], "glm47", (), parallel=False)
+    with pytest.raises(InvalidRequest, match=f"tools: strict: '{next(iter(schema))}' of a string cannot be kept"):
+        forced_calls([Tool(name="f", parameters=parameters, strict=True)], "glm47", (), parallel=False)
+
+
 def test_odd_names_are_spelled_or_refused(library: Any) -> None:
     odd = Tool(name="f", parameters={"properties": {'a"\\ é': {"type": "string"}}, "required": ['a"\\ é']})
     grammar = forced_calls([odd], "glm47", (), parallel=False).source
