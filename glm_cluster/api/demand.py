@@ -11,7 +11,6 @@ from glm_cluster.errors import InvalidRequest
 from glm_cluster.records import Grammar
 from glm_cluster.text.tools.choice import forced_calls, strict_calls
 from glm_cluster.text.tools.dialect import Dialect
-from glm_cluster.text.tools.output import Family
 from glm_cluster.text.tools.reasoning import State
 
 
@@ -46,16 +45,16 @@ def held_output(
     `thinking`: where the prompt leaves a model that thinks. `opens_line`: an answer begins with a line break.
     """
     if request.demanded:
-        return _calls(_demanded(request, dialect, specials))
+        return _calls(_demanded(request, dialect, specials), certain=True)
     offered, family = dialect.understood(request.offered), dialect.family
     form = held_form(request, opens_line=opens_line)
     if family is None or not offered:
         return form
     if form is not None:
         calls = forced_calls(offered, family, specials, parallel=request.parallel_tool_calls)
-        return _either(form, calls, family)
+        return _either(form, calls)
     strict = strict_calls(offered, family, specials, thinking) if any(tool.strict for tool in offered) else None
-    return None if strict is None else _calls(strict)
+    return None if strict is None else _calls(strict, certain=family == "glm4")
 
 
 def _demanded(request: ChatCompletionRequest, dialect: Dialect, specials: Collection[str]) -> Grammar:
@@ -69,14 +68,15 @@ def _demanded(request: ChatCompletionRequest, dialect: Dialect, specials: Collec
     return forced_calls(known, dialect.family, specials, parallel=request.parallel_tool_calls)
 
 
-def _calls(grammar: Grammar) -> Held:
-    return Held(grammar=grammar, parts=((grammar, "tools"),), certain=True)
+def _calls(grammar: Grammar, *, certain: bool) -> Held:
+    """Where text may stand before tags, it may spell one out."""
+    return Held(grammar=grammar, parts=((grammar, "tools"),), certain=certain)
 
 
-def _either(form: Held, calls: Grammar, family: Family) -> Held:
-    """The form or calls. Where a form may begin as a GLM-4 call does, it is a call if all of it reads as one."""
+def _either(form: Held, calls: Grammar) -> Held:
+    """The form or calls. Where a form may begin as a call does, it is a call if all of it reads as one."""
     grammar = replace(form.grammar, instead=calls.source)
     ((_, field),) = form.parts
-    certain = family != "glm4" or grammar.opens_line or grammar.kind in ("json", "json_schema")
+    certain = grammar.opens_line or grammar.kind in ("json", "json_schema")
     parts = (*form.parts, (calls, "tools"), (grammar, field))
     return Held(grammar=grammar, parts=parts, certain=certain, at_once=True)

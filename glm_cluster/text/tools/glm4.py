@@ -6,11 +6,11 @@ Anything else is text. So a function's arguments are known for a call only at th
 piece, unless the caller knows better (`certain`: a grammar makes a call of whatever begins as one).
 """
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from glm_cluster.text.tools.argument_stream import escaped as _inside_string
 from glm_cluster.text.tools.arguments import is_json_object
 from glm_cluster.text.tools.pieces import ArgumentsDelta, CallEnd, CallStart, Content, Piece, whole_call
 from glm_cluster.text.tools.tags import without_begun
@@ -90,7 +90,7 @@ class Glm4Calls:
             case _Function(parts=parts):
                 parts.append(text)
             case _Streamed(index=index, escaped=escaped):
-                pieces.append(ArgumentsDelta(index, _escaped(text) if escaped else text))
+                pieces.append(ArgumentsDelta(index, _inside_string(text) if escaped else text))
         return pieces
 
     def _judged(self, head: str) -> tuple[_Segment, str, list[Piece]]:
@@ -145,8 +145,3 @@ class Glm4Calls:
 
 def _content(text: str) -> list[Piece]:
     return [Content(text)] if text else []
-
-
-def _escaped(text: str) -> str:
-    """`text` as the inside of a JSON string."""
-    return json.dumps(text, ensure_ascii=False)[1:-1]

@@ -79,7 +79,7 @@ def call_reader(family: Family, tools: Iterable[Tool], *, certain: bool = False,
         reader: CallReader = Glm4Calls(known, certain=certain)
         beginnings = [f"{tool.name}\n" if tool.built_in else f"{tool.name}\n{{" for tool in known]
     else:
-        reader, beginnings = TaggedCalls(known), [glm45.OPEN]
+        reader, beginnings = TaggedCalls(known, certain=certain), [glm45.OPEN]
     return FormOrCalls(reader, beginnings) if at_once else reader
 
 

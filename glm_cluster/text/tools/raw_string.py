@@ -25,17 +25,22 @@ def listed_strings(schema: object) -> list[Any]:
     return [value for value in values if isinstance(value, str)] if isinstance(values, list) else []
 
 
-def raw_string(schema: object, *, strict: bool) -> str:
-    """The terminal of any string of a schema; where that is `strict`, all of it, or InvalidRequest."""
+def raw_string(schema: object, closing: str, *, strict: bool) -> str:
+    """The terminal of a schema's strings but for those with `closing` in them, which would end there.
+
+    `strict`: all that the schema says, or InvalidRequest.
+    """
     said = schema if isinstance(schema, Mapping) else {}
     if strict and (unkept := sorted(said.keys() - _KEPT - _SAY_NOTHING)):
         raise InvalidRequest(
             f"tools: strict: {unkept[0]!r} of a string cannot be kept in calls as this model writes them; leave it out",
             param="tools",
         )
-    length = _length(said)
-    pattern = said.get("pattern") if strict else None
-    return f"{length} & {_pattern(pattern)}" if isinstance(pattern, str) else length
+    tag = closing.replace("/", r"\/")
+    all_of = [_length(said), f"~/(?s:.*){tag}(?s:.*)/"]
+    if strict and isinstance(pattern := said.get("pattern"), str):
+        all_of.append(_pattern(pattern))
+    return " & ".join(all_of)
 
 
 def _length(schema: Mapping[str, Any]) -> str:

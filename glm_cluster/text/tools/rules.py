@@ -89,7 +89,7 @@ class _Tagged:
         else:
             is_token = "</arg_value>" in self._specials
             yield f"{rule}: {rule.upper()} {closing}" if is_token else f"{rule}[suffix={closing}]: {rule.upper()}"
-            yield f"{rule.upper()}: {raw_string(schema, strict=self._tool.strict)}"
+            yield f"{rule.upper()}: {raw_string(schema, '</arg_value>', strict=self._tool.strict)}"
 
     def _sequence(self, *parts: str) -> str:
         return " ".join(part if part in self._specials else quoted(part) for part in parts if part)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glm_cluster.text.tools.output import OutputReader, call_reader, parse
-from glm_cluster.text.tools.pieces import Call, Content, Parsed, Reasoning, joined
+from glm_cluster.text.tools.pieces import ArgumentsDelta, Call, Content, Parsed, Reasoning, joined
 from glm_cluster.text.tools.reasoning import ReasoningSplitter, State, state_after
 from glm_cluster.text.tools.tool import Tool
 
@@ -201,6 +201,31 @@ def tagged(*arguments: str, name: str = "get_weather") -> str:
 def test_calls_of_glm45(text: str, content: str | None, found: list[Any]) -> None:
     assert parse(reader("glm45"), text).content == content
     assert calls("glm45", text) == found
+
+
+def test_under_a_grammar_arguments_between_tags_come_at_once() -> None:
+    text = tagged("city", 'a "b" \n北京', "days", "12", "label", "", "x", "[1]", name="get_weather")
+    whole = parse(reader("glm45"), text + tagged(name="get"))
+    for size in (1, 7, len(text)):
+        stream = OutputReader(calls=call_reader("glm45", TOOLS, certain=True))
+        pieces = [p for at in range(0, len(text), size) for p in stream.push(text[at : at + size])]
+        pieces += [*stream.push(tagged(name="get")), *stream.finish()]
+        assert joined(pieces) == whole
+        if size == 1:
+            assert len([piece for piece in pieces if isinstance(piece, ArgumentsDelta)]) > 12
+
+
+def test_under_a_grammar_what_was_cut_off_of_a_call_is_told() -> None:
+    for text, arguments in (
+        ("<tool_call>get_weather<", ""),
+        ("<tool_call>get_weather<arg_key>city</arg_key><arg_value>Par", '{"city": "Par'),
+        ("<tool_call>get_weather<arg_key>days</arg_key><arg_value>12", ""),
+        ("<tool_call>get_weather<arg_key>days</arg_key><arg_value>12</arg_value><arg_", '{"days": 12'),
+    ):
+        cut = parse(OutputReader(calls=call_reader("glm45", TOOLS, certain=True)), text)
+        assert cut == Parsed(None, None, (Call("get_weather", arguments),))
+    cut = parse(OutputReader(calls=call_reader("glm45", TOOLS, certain=True)), "<tool_call>get_w")
+    assert cut == Parsed("<tool_call>get_w", None, ())
 
 
 SAYS_CALLS = '{"a": "<|assistant|>get\\n{}", "b": "' + tagged() + '"}'
