@@ -137,7 +137,7 @@ def _sampling(
         max_tokens=max_tokens,
         min_tokens=request.min_tokens,
         temperature=request.temperature,
-        top_k=request.top_k,
+        top_k=request.top_k if request.top_k is not None and request.top_k > 0 else None,
         top_p=request.top_p,
         min_p=request.min_p,
         presence_penalty=request.presence_penalty,
@@ -160,6 +160,7 @@ def _kept(info: ModelInfo, request: GenerationBody, prompt: Prompt) -> Prompt:
         return prompt
     if most == -1:
         most = max(1, info.max_model_len - (request.output_limit or 1))
+        most = min(most, info.max_prompt_tokens or most)
     return replace(prompt, ids=prompt.ids[-most:])
 
 

@@ -20,6 +20,7 @@ from ray import serve
 
 from glm_cluster import __version__
 from glm_cluster.config import ClusterConfig, DtypeName, ModelConfig
+from glm_cluster.deploy.call_end import replies, reply
 from glm_cluster.deploy.fleet import Fleet
 from glm_cluster.deploy.inbox import Inbox
 from glm_cluster.deploy.meters import RayMeters
@@ -151,63 +152,67 @@ class GlmIngress:
 
     async def Chat(self, request: Any, grpc_context: Any) -> Any:
         """Serve finds gRPC methods by name."""
-        return await self._grpc.Chat(request, grpc_context)
+        return await reply(self._grpc.Chat, request, grpc_context)
 
     async def ChatStream(self, request: Any, grpc_context: Any) -> AsyncIterator[Any]:
         """As above, streaming."""
-        async with aclosing(self._grpc.ChatStream(request, grpc_context)) as messages:
+        async with aclosing(replies(self._grpc.ChatStream, request, grpc_context)) as messages:
             async for message in messages:
                 yield message
 
     async def Generate(self, request: Any, grpc_context: Any) -> AsyncIterator[Any]:
         """As above, streaming."""
-        async with aclosing(self._grpc.Generate(request, grpc_context)) as messages:
+        async with aclosing(replies(self._grpc.Generate, request, grpc_context)) as messages:
             async for message in messages:
                 yield message
 
     async def Classify(self, request: Any, grpc_context: Any) -> Any:
         """As above."""
-        return await self._grpc.Classify(request, grpc_context)
+        return await reply(self._grpc.Classify, request, grpc_context)
 
     async def ClassifyTokens(self, request: Any, grpc_context: Any) -> Any:
         """As above."""
-        return await self._grpc.ClassifyTokens(request, grpc_context)
+        return await reply(self._grpc.ClassifyTokens, request, grpc_context)
 
     async def Embed(self, request: Any, grpc_context: Any) -> Any:
         """As above."""
-        return await self._grpc.Embed(request, grpc_context)
+        return await reply(self._grpc.Embed, request, grpc_context)
 
     async def ListModels(self, request: Any, grpc_context: Any) -> Any:
         """As above."""
-        return await self._grpc.ListModels(request, grpc_context)
+        return await reply(self._grpc.ListModels, request, grpc_context)
 
     async def GetModel(self, request: Any, grpc_context: Any) -> Any:
         """As above."""
-        return await self._grpc.GetModel(request, grpc_context)
+        return await reply(self._grpc.GetModel, request, grpc_context)
 
     async def Tokenize(self, request: Any, grpc_context: Any) -> Any:
         """As above."""
-        return await self._grpc.Tokenize(request, grpc_context)
+        return await reply(self._grpc.Tokenize, request, grpc_context)
 
     async def Detokenize(self, request: Any, grpc_context: Any) -> Any:
         """As above."""
-        return await self._grpc.Detokenize(request, grpc_context)
+        return await reply(self._grpc.Detokenize, request, grpc_context)
 
     async def GetServerInfo(self, request: Any, grpc_context: Any) -> Any:
         """As above."""
-        return await self._grpc.GetServerInfo(request, grpc_context)
+        return await reply(self._grpc.GetServerInfo, request, grpc_context)
 
     async def GetLoad(self, request: Any, grpc_context: Any) -> Any:
         """As above."""
-        return await self._grpc.GetLoad(request, grpc_context)
+        return await reply(self._grpc.GetLoad, request, grpc_context)
 
     async def Check(self, request: Any, grpc_context: Any) -> Any:
         """grpc.health.v1."""
-        return await self._grpc.Check(request, grpc_context)
+        return await reply(self._grpc.Check, request, grpc_context)
+
+    async def List(self, request: Any, grpc_context: Any) -> Any:
+        """grpc.health.v1."""
+        return await reply(self._grpc.List, request, grpc_context)
 
     async def Watch(self, request: Any, grpc_context: Any) -> AsyncIterator[Any]:
         """grpc.health.v1, streaming."""
-        async with aclosing(self._grpc.Watch(request, grpc_context)) as messages:
+        async with aclosing(replies(self._grpc.Watch, request, grpc_context)) as messages:
             async for message in messages:
                 yield message
 

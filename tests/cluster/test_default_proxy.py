@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import httpx
+import pytest
 from support.cluster import RANK, Case, RunningCluster, all_at_once, events, eventually
 
 from glm_cluster.api.proto import glm_pb2, glm_pb2_grpc
@@ -28,6 +29,7 @@ async def test_streams_cancellation_and_failover(
         request = glm_pb2.GenerateRequest(model="tiny", token_ids=ids, max_tokens=5)
         chunks = [chunk async for chunk in glm_pb2_grpc.GlmStub(channel).Generate(request, timeout=60)]
         assert chunks[-1].usage.completion_tokens <= 5
+        await refusals_are_told(glm_pb2_grpc.GlmStub(channel))
 
     await cancelled_streams_end(cluster, replace(many[0], sampling={"max_tokens": 800}))
 
@@ -36,6 +38,17 @@ async def test_streams_cancellation_and_failover(
     await asyncio.sleep(0.3)
     cluster.processes(RANK)[0].kill()
     assert tuple((await stream)[0]) == case.expected
+
+
+async def refusals_are_told(glm: glm_pb2_grpc.GlmStub) -> None:
+    nothing = glm_pb2.GenerateRequest(model="tiny", text="")
+    nobody = glm_pb2.ChatRequest(model="nobody", messages=[glm_pb2.ChatMessage(role=glm_pb2.ROLE_USER, content="a")])
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await anext(aiter(glm.Generate(nothing, timeout=60)))
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await glm.Chat(nobody, timeout=60)
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 
 async def cancelled_streams_end(cluster: RunningCluster, case: Case) -> None:

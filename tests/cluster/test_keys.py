@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support.cluster import RunningCluster, eventually
 
@@ -149,6 +150,8 @@ def test_limits_hold_on_both_wires(http: httpx.Client, glm: glm_pb2_grpc.GlmStub
         with pytest.raises(grpc.RpcError) as caught:
             list(glm.Generate(request, metadata=metadata, timeout=30))
         assert caught.value.code() == code
+        status = Status.FromString(dict(caught.value.trailing_metadata())["grpc-status-details-bin"])
+        assert (status.code, status.message) == (code.value[0], caught.value.details())
 
 
 @pytest.mark.parametrize("wire", ["http", "grpc"])

@@ -1,24 +1,20 @@
 """The arguments of a call between tags as JSON, piece by piece as they come.
 
-Knows the schema that says how each is read. Refuses to know tags.
+Knows which may be told before they have ended. Refuses to know tags.
 """
 
 import json
 
-from glm_cluster.text.tools.arguments import argument, schema_of_property, types_of_schema
+from glm_cluster.text.tools.arguments import Arguments
 
 
 class ArgumentStream:
     """Writes one object. All that its methods return, put together, is the object."""
 
-    def __init__(self, schema: object) -> None:
-        self._schema = schema
+    def __init__(self, arguments: Arguments) -> None:
+        self._arguments = arguments
         self._num_keys = 0
         self._is_open = False  # a string has begun
-
-    def is_string(self, key: str) -> bool:
-        """Whether an argument is read as it is, so that its beginning can be told before its end has come."""
-        return types_of_schema(schema_of_property(key, self._schema), self._schema) == {"string"}
 
     def more(self, key: str, text: str) -> str:
         """Go on with a string, or begin it."""
@@ -33,8 +29,11 @@ class ArgumentStream:
         if self._is_open:
             self._is_open = False
             return f'{escaped(text)}"'
-        value = argument(text, schema_of_property(key, self._schema), self._schema)
-        return self._key(key) + json.dumps(value, ensure_ascii=False)
+        return self._key(key) + json.dumps(self._arguments.value(key, text), ensure_ascii=False)
+
+    def is_string(self, key: str) -> bool:
+        """Whether more and more of an argument can be told."""
+        return self._arguments.is_string(key)
 
     def end(self) -> str:
         """End the object."""

@@ -6,11 +6,14 @@ Knows the keywords of JSON schema that tell a string from another value. Refuses
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Mapping, Set
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
 
+T = TypeVar("T")
 _PYTHON = {"True": True, "False": False, "None": None}  # what models write for JSON's words at times
-_MOST_NESTED = 8  # schemas of alternatives inside one another
+_MOST_FOLLOWED = 8  # references one after the other
+_MOST_STEPS = 16  # of a reference
 _MOST_JSON = 256  # objects and arrays inside one another
 # Strings that are never closed go on to the end, lest each quote in them be tried as the beginning of another.
 _STRING = re.compile(r'"(?:[^"\\]|\\(?s:.)?)*+"?')
@@ -27,27 +30,58 @@ def is_json_object(text: str) -> bool:
         return False
 
 
-def argument(text: str, schema: object, root: object = None) -> object:
-    """The value that `text` stands for: as it is for a schema of strings, else the JSON that it spells, if it does.
+class Arguments:
+    """Reads the arguments of calls by the schema of their object, which it looks through once for each name."""
 
-    Where a schema allows strings and something else, JSON that is neither stays text; where it allows no strings, JSON
-    inside a string is read too. `root`: the schema that its `$ref` points into.
-    """
-    types = types_of_schema(schema, root)
-    if types == {"string"} or _is_listed(text, resolved(schema, root)):
-        return text
-    try:
-        value = _value(text, may_be_string=not types or "string" in types)
-    except ValueError:
-        return text if "string" in types else text.strip()
-    if "string" in types and types.isdisjoint(_types_of(value)):
-        return text
-    return value
+    def __init__(self, schema: object) -> None:
+        self._schema = schema
+        self._known: dict[str, _Property] = {}
+
+    def is_string(self, name: str) -> bool:
+        """Whether an argument stands for itself, so that its beginning can be read before its end has come."""
+        return self._property(name).types == {"string"}
+
+    def value(self, name: str, text: str) -> object:
+        """The value that `text` stands for: itself where the schema allows strings alone, else the JSON that it spells.
+
+        Where a schema allows strings and something else, JSON that is neither stays text; where it allows no strings,
+        JSON inside a string is read too. What is nothing of the kind stays text.
+        """
+        found = self._property(name)
+        may_be_string = not found.types or "string" in found.types
+        if found.types == {"string"} or text in found.listed:
+            return text
+        try:
+            value = _value(text, may_be_string=may_be_string)
+        except ValueError:
+            return text if "string" in found.types else text.strip()
+        return text if "string" in found.types and found.types.isdisjoint(_types_of(value)) else value
+
+    def _property(self, name: str) -> "_Property":
+        if (found := self._known.get(name)) is None:
+            found = self._known[name] = _property(name, self._schema)
+        return found
 
 
-def _is_listed(text: str, schema: object) -> bool:
-    values = schema.get("enum") if isinstance(schema, Mapping) else None
-    return isinstance(values, list) and text in values
+@dataclass(frozen=True, slots=True)
+class _Property:
+    """What a schema says of an argument: the names of its types, and strings that it lists."""
+
+    types: Set[str]
+    listed: Set[str]
+
+
+def _property(name: str, root: object) -> _Property:
+    found = _said(root, root, lambda one: _property_in(name, one))
+    schema = {"anyOf": [one for (one,) in found]}
+    lists = _said(schema, root, lambda one: one.get("enum"))
+    listed = {value for one in lists if isinstance(one, list) for value in one if isinstance(value, str)}
+    return _Property(types_of_schema(schema, root), listed)
+
+
+def _property_in(name: str, schema: Mapping[str, Any]) -> tuple[object] | None:
+    properties = schema.get("properties")
+    return (properties[name],) if isinstance(properties, Mapping) and name in properties else None
 
 
 def _value(text: str, *, may_be_string: bool) -> object:
@@ -125,43 +159,41 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no JSON")
 
 
-def types_of_schema(schema: object, root: object = None, depth: int = 0) -> set[str]:
-    """The names of the JSON types that a schema allows; empty if it does not say."""
-    schema = resolved(schema, root)
-    if not isinstance(schema, Mapping) or depth > _MOST_NESTED:
-        return set()
+def types_of_schema(schema: object, root: object) -> set[str]:
+    """The names of the JSON types that a schema within `root` allows; empty if it does not say."""
+    return {name for names in _said(schema, root, _own_types) for name in names}
+
+
+def _own_types(schema: Mapping[str, Any]) -> set[str]:
     if isinstance(named := schema.get("type"), str):
         return {named}
     if isinstance(named, list):
         return {name for name in named if isinstance(name, str)}
     if isinstance(values := schema.get("enum"), list):
         return {name for value in values for name in _types_of(value)}
-    if "const" in schema:
-        return _types_of(schema["const"])
-    return {name for one in _branches(schema) for name in types_of_schema(one, root, depth + 1)}
+    return _types_of(schema["const"]) if "const" in schema else set()
 
 
-def schema_of_property(name: str, root: object) -> object:
-    """What an object's schema says of one of its properties: itself, else in its branches."""
-    found = list(_schemas_of(name, root, root, 0))
-    return {"anyOf": found} if len(found) > 1 else next(iter(found), None)
-
-
-def _schemas_of(name: str, schema: object, root: object, depth: int) -> Iterator[object]:
-    schema = resolved(schema, root)
-    if not isinstance(schema, Mapping) or depth > _MOST_NESTED:
-        return
-    properties = schema.get("properties")
-    if isinstance(properties, Mapping) and name in properties:
-        yield properties[name]
-        return
-    for one in _branches(schema):
-        yield from _schemas_of(name, one, root, depth + 1)
+def _said(schema: object, root: object, says: Callable[[Mapping[str, Any]], T | None]) -> list[T]:
+    """What a schema says, or else its branches. Each is asked once: they may refer in rings, and to the same often."""
+    found: list[T] = []
+    seen: set[int] = set()
+    waiting = [schema]
+    while waiting:
+        one = resolved(waiting.pop(), root)
+        if not isinstance(one, Mapping) or id(one) in seen:
+            continue
+        seen.add(id(one))
+        if said := says(one):
+            found.append(said)
+        else:
+            waiting.extend(_branches(one))
+    return found
 
 
 def resolved(schema: object, root: object) -> object:
     """The schema that `schema` refers to within `root`; itself if it refers to none."""
-    for _ in range(_MOST_NESTED):
+    for _ in range(_MOST_FOLLOWED):
         if not isinstance(schema, Mapping) or not isinstance(reference := schema.get("$ref"), str):
             return schema
         schema = _referred(reference, root)
@@ -169,7 +201,7 @@ def resolved(schema: object, root: object) -> object:
 
 
 def _referred(reference: str, root: object) -> object:
-    start, *steps = reference.split("/")
+    start, *steps = reference.split("/", _MOST_STEPS)
     place = root if start == "#" else None
     for step in steps:
         place = place.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(place, Mapping) else None

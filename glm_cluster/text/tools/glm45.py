@@ -12,7 +12,7 @@ from collections.abc import Collection
 from typing import Literal, TypeAlias
 
 from glm_cluster.text.tools.argument_stream import ArgumentStream
-from glm_cluster.text.tools.arguments import argument, schema_of_property
+from glm_cluster.text.tools.arguments import Arguments
 from glm_cluster.text.tools.pieces import ArgumentsDelta, CallEnd, CallStart, Content, Piece, whole_call
 from glm_cluster.text.tools.tags import TrailingSpace, Until, without_begun
 from glm_cluster.text.tools.tool import Tool
@@ -32,7 +32,7 @@ class TaggedCalls:
     """Reads one output. `push` and `finish` return what is certain by then."""
 
     def __init__(self, tools: Collection[Tool], *, certain: bool = False) -> None:
-        self._tools = {tool.name: tool for tool in tools}
+        self._tools = {tool.name: Arguments(tool.schema) for tool in tools}
         self._certain = certain
         self._stream: ArgumentStream | None = None  # of the call that comes, once its name is known
         self._space = TrailingSpace()
@@ -85,7 +85,7 @@ class TaggedCalls:
         """What is new of a call that is one for certain."""
         pieces: list[Piece] = []
         if self._stream is None:
-            self._stream = ArgumentStream(self._schema(call))
+            self._stream = ArgumentStream(self._known(call.name))
             pieces.append(CallStart(self._num_calls, call.name))
             self._num_calls += 1
         index = self._num_calls - 1
@@ -96,13 +96,12 @@ class TaggedCalls:
             pieces.append(CallEnd(index))
         return pieces
 
-    def _schema(self, call: "_TaggedCall") -> object:
-        return tool.schema if (tool := self._tools.get(call.name)) else None
-
     def _arguments(self, call: "_TaggedCall") -> str:
-        schema = self._schema(call)
-        values = {key: argument(text, schema_of_property(key, schema), schema) for key, text in call.arguments}
-        return json.dumps(values, ensure_ascii=False)
+        known = self._known(call.name)
+        return json.dumps({key: known.value(key, text) for key, text in call.arguments}, ensure_ascii=False)
+
+    def _known(self, name: str) -> Arguments:
+        return self._tools.get(name) or Arguments(None)
 
     def _content(self, text: str) -> list[Piece]:
         return [] if self._num_calls else _content(self._space.push(text))

@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -11,11 +12,13 @@ from glm_cluster.api.answers import Usage, collect
 from glm_cluster.api.choices import _Choice
 from glm_cluster.api.generations import Prepared, seed_of
 from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest
+from glm_cluster.api.service import Service
 from glm_cluster.errors import InternalError
+from glm_cluster.metrics import NoMeters
 from glm_cluster.records import GenerationRequest, SamplingParams, TokenEvent, TokenLogprobs
 from glm_cluster.text.stops import StopStrings
 
-EOS = 256
+EOS, BEGIN = 256, 257
 
 
 class Bytes:
@@ -216,12 +219,54 @@ async def test_prompts_are_told_of_and_echoed(service):
     assert [len(place.top) for place in answer.prompt_places] == [0, 2]
 
 
+async def test_a_prompt_is_told_of_with_nothing_after_it(service, echo):
+    found = await answers(service, ["ab", "c"], echo=True, logprobs=1, max_tokens=0)
+    assert [(answer.text, answer.finish, answer.token_ids) for answer in found.choices] == [
+        ("ab", "length", ()),
+        ("c", "length", ()),
+    ]
+    assert [place.offset for place in found.choices[0].places] == [0, 1]
+    assert found.usage.num_output_tokens == 0
+    assert {one.sampling.max_tokens for one in echo.seen} == {0}
+
+
+@pytest.mark.parametrize(("asked", "kept"), [(None, None), (-1, None), (0, None), (1, 1), (7, 7)])
+async def test_no_top_k_may_be_said_in_numbers(service, echo, asked, kept):
+    await answers(service, top_k=asked, max_tokens=1)
+    assert echo.seen[0].sampling.top_k == kept
+
+
+@pytest.mark.parametrize(
+    ("fields", "ids"),
+    [
+        ({}, [BEGIN, *b"ab", EOS]),
+        ({"add_special_tokens": True}, [BEGIN, *b"ab", EOS]),
+        ({"add_special_tokens": False}, [*b"ab"]),
+    ],
+)
+async def test_a_text_is_framed_as_its_tokenizer_frames_it(service, echo, fields, ids):
+    await answers(service, "ab", model="framing", max_tokens=1, **fields)
+    assert list(echo.seen[0].prompt) == ids
+
+
+async def test_token_ids_are_left_alone(service, echo):
+    await answers(service, [97, 98], model="framing", max_tokens=1)
+    assert list(echo.seen[0].prompt) == [97, 98]
+
+
 @pytest.mark.parametrize(
     ("most", "max_tokens", "kept"), [(2, None, "bc"), (9, None, "abc"), (-1, 98, "bc"), (-1, None, "abc")]
 )
 async def test_prompts_are_cut_to_their_last_tokens(service, echo, most, max_tokens, kept):
     await answers(service, "abc", truncate_prompt_tokens=most, max_tokens=max_tokens)
     assert bytes(echo.seen[0].prompt).decode() == kept
+
+
+async def test_a_prompt_is_cut_to_what_the_server_takes(service, echo):
+    tiny = service.model("tiny", "generate")
+    bounded = Service(models=[replace(tiny, info=replace(tiny.info, max_prompt_tokens=3))], meters=NoMeters())
+    await answers(bounded, "abcdef", truncate_prompt_tokens=-1, max_tokens=1)
+    assert bytes(echo.seen[0].prompt) == b"def"
 
 
 async def test_as_many_tokens_of_a_prompt_as_fit_are_kept(service, echo):

@@ -373,6 +373,21 @@ HOSTILE: dict[str, Callable[[int], str]] = {
 }
 
 
+RING = {"anyOf": [{"$ref": "#/$defs/ring"}] * 2000}
+LONG = {"$ref": "#" + "/x" * 20_000}
+
+
+@pytest.mark.parametrize("defs", [{"ring": RING}, {"ring": LONG}, {"ring": {"anyOf": [RING, *[LONG] * 500]}}])
+def test_a_hostile_schema_is_looked_through_once(defs: dict[str, Any]) -> None:
+    tool = Tool(name="f", parameters={"anyOf": [RING, RING], "properties": {"a": RING}, "$defs": defs})
+    stream = OutputReader(calls=call_reader("glm45", [tool], certain=True))
+    text = tagged(*("a", "1", "b", "2") * 1000, name="f")
+    start = time.process_time()
+    for at in range(0, len(text), 9):
+        stream.push(text[at : at + 9])
+    assert time.process_time() - start < 3
+
+
 @pytest.mark.parametrize("family", ["glm4", "glm45"])
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_outputs_take_linear_time(kind: str, family: str) -> None:
