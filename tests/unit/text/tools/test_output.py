@@ -56,6 +56,7 @@ def tools_of(case: dict[str, Any], default: list[str]) -> tuple[Tool, ...]:
     return tuple(Tool(name=name) for name in case.get("tools", default))
 
 
+SPELLED_OUT = {"a": '"<|assistant|>'}
 NESTED = {"city": 'a\n北é"', "o": {"b": [1.5, None]}}
 
 
@@ -112,6 +113,12 @@ def test_vectors_of_glm45(vectors: dict[str, Any]) -> None:
         ("get_weather\n{'city': 'x'}", "get_weather\n{'city': 'x'}", []),
         ("Get_Weather\n{}", "Get_Weather\n{}", []),
         ("get\n{}<|assistant|>", None, [("get", {})]),
+        (
+            'get\n{"a": "\\\\\\"<|assistant|>"}<|assistant|>get\n{}',
+            None,
+            [("get", {"a": '\\"<|assistant|>'}), ("get", {})],
+        ),
+        ('get\n{"a": "b<|assistant|>get\n{}', 'get\n{"a": "b<|assistant|>get\n{}', []),
         ("A\n<|assistant|>get\n{1}", "A\nget\n{1}", []),
         ("get\n{}<|assistant|>get_weather\n{}", None, [("get", {}), ("get_weather", {})]),
         ("\nA<|assistant|>\nB<|assistant|>get\n{}", "A\nB", [("get", {})]),
@@ -201,6 +208,15 @@ def tagged(*arguments: str, name: str = "get_weather") -> str:
 def test_calls_of_glm45(text: str, content: str | None, found: list[Any]) -> None:
     assert parse(reader("glm45"), text).content == content
     assert calls("glm45", text) == found
+
+
+def test_under_a_grammar_a_turn_that_is_spelled_out_in_an_argument_is_part_of_it() -> None:
+    text = 'get\n{"a": "\\"<|assistant|>"}<|assistant|>get\n{}'
+    for size in (1, 5, len(text)):
+        stream = OutputReader(calls=call_reader("glm4", TOOLS, certain=True))
+        pieces = [p for at in range(0, len(text), size) for p in stream.push(text[at : at + size])]
+        found = joined([*pieces, *stream.finish()])
+        assert found.calls == (Call("get", '{"a": "\\"<|assistant|>"}'), Call("get", "{}"))
 
 
 def test_under_a_grammar_arguments_between_tags_come_at_once() -> None:
@@ -357,6 +373,7 @@ HOSTILE: dict[str, Callable[[int], str]] = {
     "line breaks": lambda n: "\n" * n,
     "deep JSON": lambda n: "get\n" + '{"a":' * (n // 5),
     "unclosed string": lambda n: 'get\n{"a": "' + "\\" * n,
+    "turns in a string": lambda n: 'get\n{"a": "' + "<|assistant|>" * (n // 13),
     "calls of glm4": lambda n: "get\n{}<|assistant|>" * (n // 19),
     "halves of a turn": lambda n: "<|assistant" * (n // 11),
     "openings": lambda n: "<tool_call>" * (n // 11),
