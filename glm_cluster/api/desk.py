@@ -4,14 +4,19 @@ Knows how long somebody may wait. What is wrong with a grammar is its sentence; 
 """
 
 import asyncio
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 
 from glm_cluster.errors import InvalidRequest, Overloaded
 from glm_cluster.records import Grammar
+from glm_cluster.text.grammar.matcher import Matcher
 from glm_cluster.text.grammar.vocabulary import Vocabulary
 from glm_cluster.text.grammar.workshop import Workshop
 
 PATIENCE_S = 10.0  # one takes a second at worst
+MAX_QUEUED = 64  # grammars that somebody waits for
 
 
 class GrammarDesk:
@@ -20,19 +25,40 @@ class GrammarDesk:
     def __init__(self, control_tokens: Collection[str], *, patience_s: float = PATIENCE_S) -> None:
         self._workshop = Workshop(lambda: Vocabulary.of_bytes(control_tokens))
         self._patience_s = patience_s
+        self._num_waiting: Counter[Future[Matcher]] = Counter()
 
     async def check(self, grammar: Grammar, param: str) -> None:
         """Raise InvalidRequest that names `param` if no engine could follow the grammar."""
-        compiled = asyncio.wrap_future(self._workshop.compile(grammar))
-        done, _ = await asyncio.wait([compiled], timeout=self._patience_s)
-        if not done:
-            raise Overloaded("too many structured outputs are being prepared here; try again later", param=param)
+        if len(self._num_waiting) >= MAX_QUEUED and not self._workshop.has(grammar):
+            raise _overloaded(param)
+        job = self._workshop.compile(grammar)
+        with self._awaited(job):
+            compiled = asyncio.wrap_future(job)
+            done, _ = await asyncio.wait([compiled], timeout=self._patience_s)
+        if not done or compiled.cancelled():
+            raise _overloaded(param)
         error = compiled.exception()
         if isinstance(error, InvalidRequest):
             raise InvalidRequest(f"{param}: {error.message}", param=param)
         if error is not None:
             raise error
 
+    @contextmanager
+    def _awaited(self, job: "Future[Matcher]") -> Iterator[None]:
+        """Count who waits. What nobody waits for any more is not begun."""
+        self._num_waiting[job] += 1
+        try:
+            yield
+        finally:
+            self._num_waiting[job] -= 1
+            if not self._num_waiting[job]:
+                del self._num_waiting[job]
+                job.cancel()
+
     def close(self) -> None:
         """End the thread once it has finished what it is doing."""
         self._workshop.close()
+
+
+def _overloaded(param: str) -> Overloaded:
+    return Overloaded("too many structured outputs are being prepared here; try again later", param=param)

@@ -25,8 +25,16 @@ class Workshop:
         self._kept: OrderedDict[Grammar, Future[Matcher]] = OrderedDict()
         self._lock = threading.Lock()
 
+    def has(self, grammar: Grammar) -> bool:
+        """Whether the grammar is compiled, or will be unless somebody cancels that."""
+        with self._lock:
+            return (found := self._kept.get(grammar)) is not None and not found.cancelled()
+
     def compile(self, grammar: Grammar) -> Future[Matcher]:
-        """The matcher at the start of an output, to be forked; or the InvalidRequest that the grammar is."""
+        """The matcher at the start of an output, to be forked; or the InvalidRequest that the grammar is.
+
+        Whoever is the last to want one may cancel it: it is begun anew when it is wanted again.
+        """
         with self._lock:
             if (found := self._kept.get(grammar)) is None or found.cancelled():
                 found = self._kept[grammar] = self._thread.submit(self._compile, grammar)
