@@ -1,6 +1,7 @@
 """grpc.health.v1: what Kubernetes and load balancers ask before they send work. Knows readiness, nothing else."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from grpc import StatusCode
@@ -23,6 +24,7 @@ class HealthMethods:
 
     def __init__(self, ready: Callable[[], Awaitable[bool]]) -> None:
         self._ready = ready
+        self._stopped = asyncio.Event()
         self._services = ("", glm_pb2.DESCRIPTOR.services_by_name["Glm"].full_name)
 
     async def Check(self, request: HealthCheckRequest, context: CallContext) -> HealthCheckResponse:
@@ -39,18 +41,31 @@ class HealthMethods:
         status = HealthCheckResponse(status=await self._status())
         return HealthListResponse(statuses=dict.fromkeys(self._services, status))
 
+    def stop(self) -> None:
+        """Serve nothing from now on, and end every watch by saying so."""
+        self._stopped.set()
+
     async def Watch(
         self, request: HealthCheckRequest, context: CallContext
     ) -> AsyncGenerator[HealthCheckResponse, None]:
-        """The status now, and again whenever it changes."""
+        """The status now, and again whenever it changes, until the server stops."""
         told = None
         while True:
+            is_last = self._stopped.is_set()
             known = request.service in self._services
             status = await self._status() if known else HealthCheckResponse.SERVICE_UNKNOWN
             if status != told:
                 yield HealthCheckResponse(status=status)
                 told = status
-            await asyncio.sleep(WATCH_INTERVAL_S)
+            if is_last:
+                return
+            await self._pause()
+
+    async def _pause(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(WATCH_INTERVAL_S):
+                await self._stopped.wait()
 
     async def _status(self) -> HealthCheckResponse.ServingStatus:
-        return HealthCheckResponse.SERVING if await self._ready() else HealthCheckResponse.NOT_SERVING
+        is_serving = not self._stopped.is_set() and await self._ready()
+        return HealthCheckResponse.SERVING if is_serving else HealthCheckResponse.NOT_SERVING

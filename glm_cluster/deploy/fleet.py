@@ -9,10 +9,12 @@ from ray.serve.exceptions import DeploymentUnavailableError
 
 from glm_cluster.deploy.channel import Loss, Receipt, Submission
 from glm_cluster.deploy.routers import known_loads
+from glm_cluster.deploy.shared_answer import SharedAnswer
 from glm_cluster.errors import GlmError
 from glm_cluster.records import ReplicaLoad
 
 _PROBE_S = 10.0
+_PROBE_KEPT_S = 1.0  # anyone may ask how the server is, as often as he likes
 
 
 class Fleet:
@@ -22,6 +24,8 @@ class Fleet:
         self._deployment = handle.deployment_id
         self._run = handle.run
         self._probe = handle.probe
+        self._alive = SharedAnswer(lambda: self._says_yes(step=False), kept_s=_PROBE_KEPT_S)
+        self._ready = SharedAnswer(lambda: self._says_yes(step=True), kept_s=_PROBE_KEPT_S)
 
     async def submit(self, submission: Submission) -> Receipt | Loss:
         """Run `submission` on some replica. Cancelling this cancels the call down to the engine."""
@@ -38,12 +42,12 @@ class Fleet:
         return call.result()
 
     async def alive(self) -> bool:
-        """Whether a replica has an engine."""
-        return await self._says_yes(step=False)
+        """Whether a replica has an engine, or had one a moment ago."""
+        return await self._alive.get()
 
     async def ready(self) -> bool:
-        """Whether a replica all of whose ranks can make a step now."""
-        return await self._says_yes(step=True)
+        """Whether there is a replica all of whose ranks can make a step, or could a moment ago."""
+        return await self._ready.get()
 
     async def loads(self) -> list[ReplicaLoad]:
         """What the replicas in service last told the routers of themselves: a second or two old."""

@@ -150,6 +150,15 @@ async def test_an_engine_is_alive_or_ready_if_its_replica_says_so(end: Any, is_w
     assert handle.asked == [(False,), (True,)]  # the second wants a step
 
 
+async def test_however_many_ask_one_probe_is_sent():
+    """Anyone may ask, and each answer of an idle engine costs it a step."""
+    handle = Handle(Response(True))
+    asked = Fleet(handle)
+    assert await asyncio.gather(*(asked.ready() for _ in range(50))) == [True] * 50
+    assert await asked.ready()
+    assert handle.asked == [(True,)]
+
+
 async def test_a_replica_that_does_not_answer_is_not_ready(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fleet, "_PROBE_S", 0.01)
     assert await Fleet(Handle(asyncio.get_running_loop().create_future())).ready() is False
