@@ -34,7 +34,7 @@ class SamplingParams:
     anywhere. Penalties as OpenAI's (over the output) and, `repetition_penalty`, HF's (over prompt and output).
     """
 
-    max_tokens: int
+    max_tokens: int  # 0: none, the prompt is all that is asked about
     min_tokens: int = 0  # of output, before which no stop token is sampled
     temperature: float = 1.0
     top_k: int | None = None

@@ -13,6 +13,7 @@ ChoiceFinish: TypeAlias = FinishReason | Literal["tool_calls"]
 
 
 LIKELIHOOD_BYTES = 256  # what it costs to tell how likely a token was, as so many bytes of text
+ID_BYTES = 8  # what it costs to tell a token's id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

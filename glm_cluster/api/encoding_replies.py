@@ -12,11 +12,10 @@ from typing_extensions import TypedDict
 
 from glm_cluster.api.answers import Usage
 from glm_cluster.api.encodings import Answers, Tokens
+from glm_cluster.api.json_pieces import coalesced
 from glm_cluster.api.scores import Floats, Verdict
 
 EncodingFormat: TypeAlias = Literal["float", "base64"]
-
-_PIECE_BYTES = 64 << 10  # what goes out in one message
 
 
 class InputTokensDetails(TypedDict):
@@ -130,15 +129,7 @@ def _envelope(answers: Answers[Verdict] | Answers[Tokens]) -> dict[str, object]:
 
 def _with_data(envelope: Mapping[str, object], items: Iterable[Iterable[bytes]]) -> Iterator[bytes]:
     """The envelope with one more member, `data`: the list of items, each of them made in pieces."""
-    pending: list[bytes] = []
-    num_bytes = 0
-    for piece in _with_list(envelope, items):
-        pending.append(piece)
-        if (num_bytes := num_bytes + len(piece)) >= _PIECE_BYTES:
-            yield b"".join(pending)
-            pending, num_bytes = [], 0
-    if pending:
-        yield b"".join(pending)
+    return coalesced(_with_list(envelope, items))
 
 
 def _with_list(envelope: Mapping[str, object], items: Iterable[Iterable[bytes]]) -> Iterator[bytes]:

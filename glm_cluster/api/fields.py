@@ -16,6 +16,7 @@ MAX_STOPS = 16
 MAX_BAD_WORDS = 256
 MAX_BIASES = 1024
 MAX_ALLOWED = 65536
+MAX_VARIABLES = 32  # for a chat template
 LOWEST_TEMPERATURE = 1e-5  # logits divided by less overflow fp32
 _OTHERS = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template")
 
@@ -36,6 +37,12 @@ def _words_in(words: list[str]) -> list[str]:
     if not all(word.strip() for word in words):
         raise ValueError("Words should have a character that is no space")
     return words
+
+
+def _few_variables(values: object) -> object:
+    if isinstance(values, dict) and len(values) > MAX_VARIABLES:
+        raise ValueError(too_many(MAX_VARIABLES))
+    return values
 
 
 def _variables(values: dict[str, object]) -> dict[str, object]:
@@ -115,6 +122,7 @@ _Words: TypeAlias = list[Annotated[str, Field(min_length=1, max_length=256)]]
 Temperature: TypeAlias = Annotated[float, Field(ge=0, le=2), AfterValidator(_greedy_or_warm)]
 Penalty: TypeAlias = Annotated[float, Field(ge=-2, le=2)]
 Repetition: TypeAlias = Annotated[float, Field(ge=0.01, le=10)]  # logits divided by next to nothing overflow
+TopK: TypeAlias = Annotated[int, Field(ge=-1, lt=2**31)]  # -1 and 0 are off
 Few: TypeAlias = Annotated[int, Field(ge=0, le=20)]
 Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**63)]
 Index: TypeAlias = Annotated[int, Field(ge=0, lt=2**31)]
@@ -150,6 +158,7 @@ Variables: TypeAlias = Annotated[
         Annotated[str, Field(min_length=1, max_length=64)],
         bool | int | float | Annotated[str, Field(max_length=4096)] | None,
     ],
-    Field(max_length=32),
+    WithJsonSchema({"type": "object", "maxProperties": MAX_VARIABLES}),
+    BeforeValidator(_few_variables),
     AfterValidator(_variables),
 ]

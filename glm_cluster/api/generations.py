@@ -137,7 +137,7 @@ def _sampling(
         max_tokens=max_tokens,
         min_tokens=request.min_tokens,
         temperature=request.temperature,
-        top_k=request.top_k,
+        top_k=request.top_k if request.top_k is not None and request.top_k > 0 else None,
         top_p=request.top_p,
         min_p=request.min_p,
         presence_penalty=request.presence_penalty,

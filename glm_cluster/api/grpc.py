@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import TypeVar
 
 from glm_cluster.api.access import Access
-from glm_cluster.api.answers import Delta, collect, told_bytes
+from glm_cluster.api.answers import Delta, collect
 from glm_cluster.api.calls import KnownCall, guarded, status_of
 from glm_cluster.api.encoding_messages import (
     classify_request,
@@ -40,7 +40,7 @@ from glm_cluster.api.server_messages import (
 )
 from glm_cluster.api.service import Service
 from glm_cluster.api.tokenization import detokenize, tokenize
-from glm_cluster.api.window import EncodeWindow
+from glm_cluster.api.window import LOOP_BYTES, EncodeWindow
 from glm_cluster.metrics import Meters
 
 M = TypeVar("M")
@@ -73,8 +73,10 @@ class GlmGrpc(HealthMethods):
             async with aclosing(stream), aclosing(account.metered(stream, streamed=False)) as deltas:
                 answers = await collect(deltas)
             account.delivered()
+            told = asked(parsed, prepared)
             return await prepared.window.off_loop(
-                lambda: chat_response(head, answers, asked(parsed, prepared)), size_bytes=told_bytes(answers.choices)
+                lambda: chat_response(head, answers, told),
+                size_bytes=told.size_bytes(answers.choices, num_prompts=1),
             )
 
     async def ChatStream(
@@ -90,7 +92,7 @@ class GlmGrpc(HealthMethods):
             stream = self._service.stream(prepared)
             async with aclosing(stream), aclosing(account.metered(stream, streamed=True)) as deltas:
                 async for delta in deltas:
-                    yield await _written(writer.chat, delta, prepared.window)
+                    yield await _written(writer.chat, delta, writer.size_bytes(delta), prepared.window)
 
     async def Generate(
         self, request: glm_pb2.GenerateRequest, context: KnownCall
@@ -105,7 +107,7 @@ class GlmGrpc(HealthMethods):
             stream = self._service.stream(prepared)
             async with aclosing(stream), aclosing(account.metered(stream, streamed=True)) as deltas:
                 async for delta in deltas:
-                    yield await _written(writer.continuation, delta, prepared.window)
+                    yield await _written(writer.continuation, delta, writer.size_bytes(delta), prepared.window)
 
     async def Classify(self, request: glm_pb2.ClassifyRequest, context: KnownCall) -> glm_pb2.ClassifyResponse:
         """Label inputs."""
@@ -160,8 +162,8 @@ class GlmGrpc(HealthMethods):
         return load_message(await self._server.load())
 
 
-async def _written(write: Callable[[Delta], M], delta: Delta, window: EncodeWindow) -> M:
-    """The chunk of a delta, which has much to tell where the prompt's tokens are told of."""
-    if not delta.prompt_places:
+async def _written(write: Callable[[Delta], M], delta: Delta, size_bytes: int, window: EncodeWindow) -> M:
+    """The chunk of a delta, which may have much to tell."""
+    if size_bytes <= LOOP_BYTES:
         return write(delta)
-    return await window.off_loop(lambda: write(delta), size_bytes=told_bytes([delta]))
+    return await window.off_loop(lambda: write(delta), size_bytes=size_bytes)

@@ -26,6 +26,7 @@ from glm_cluster.api.exchange import Endpoint, Outgoing
 from glm_cluster.api.gate import Gate
 from glm_cluster.api.generations import Prepared
 from glm_cluster.api.inputs import ClassifyRequest, ClassifyTokensRequest, EmbeddingRequest
+from glm_cluster.api.json_pieces import json_pieces
 from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest, GenerationBody
 from glm_cluster.api.openapi import document
 from glm_cluster.api.replies import (
@@ -136,15 +137,16 @@ class _Generating:
                 if order.stream:
                     await _stream(EventWriter(self._dialect, head, order.told), deltas, out, prepared.window)
                 else:
-                    await out.json_pieces(200, [await self._whole(head, await collect(deltas), order)])
+                    await out.json_pieces(200, await self._whole(head, await collect(deltas), order))
                     account.delivered()
 
-    async def _whole(self, head: Head, answers: Answers, order: _Order) -> bytes:
-        size_bytes = told_bytes(answers.choices)
-        return await order.prepared.window.off_loop(
-            lambda: dumps(whole_reply(self._dialect, head, answers, order.told), by_turns=size_bytes > LOOP_BYTES),
-            size_bytes=size_bytes,
+    async def _whole(self, head: Head, answers: Answers, order: _Order) -> list[bytes]:
+        told, window = order.told, order.prepared.window
+        size_bytes = told.size_bytes(answers.choices, num_prompts=len(answers.choices))
+        reply = await window.off_loop(
+            lambda: whole_reply(self._dialect, head, answers, told), size_bytes=told_bytes(answers.choices)
         )
+        return [dumps(reply)] if size_bytes <= LOOP_BYTES else await window.drain(json_pieces(reply), len)
 
 
 class _Encoding:
@@ -208,13 +210,16 @@ async def _stream(
     await out.start_events()
     await out.event(await _event(writer, first, window))
     async for delta in deltas:
-        await out.event(await _event(writer, delta, window) if delta.prompt_places else writer.event(delta))
+        await out.event(await _event(writer, delta, window))
     await out.end()
 
 
 async def _event(writer: EventWriter, delta: Delta, window: EncodeWindow) -> bytes:
-    """An event that may have much to tell."""
-    return await window.off_loop(lambda: writer.event(delta), size_bytes=told_bytes([delta]))
+    """The event of a delta, which may have much to tell."""
+    size_bytes = writer.size_bytes(delta)
+    if size_bytes <= LOOP_BYTES:
+        return writer.event(delta)
+    return await window.off_loop(lambda: writer.event(delta), size_bytes=size_bytes)
 
 
 def _http_error(request: Request, error: Exception, known: str) -> JSONResponse:

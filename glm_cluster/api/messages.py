@@ -4,18 +4,19 @@ Both wires share one validator: a message becomes the mapping that the same requ
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from glm_cluster.api.answers import Answer, Answers, ChoiceFinish, Delta, Likelihood, Place, Usage
-from glm_cluster.api.fields import MAX_ITEMS, MAX_PROMPTS
+from glm_cluster.api.fields import MAX_BIASES, MAX_ITEMS, MAX_PROMPTS, MAX_VARIABLES
 from glm_cluster.api.logprobs import finite
 from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest
 from glm_cluster.api.proto import glm_pb2
 from glm_cluster.api.replies import Asked, Head
-from glm_cluster.api.schema import too_many
+from glm_cluster.api.schema import MOST_NAMED, too_many
 from glm_cluster.api.tool_messages import (
     call_delta_messages,
     call_mapping,
@@ -107,6 +108,8 @@ def _raw(message: glm_pb2.ChatRequest | glm_pb2.GenerateRequest, *, stream: bool
     if "allowed_token_ids" in raw:
         raw["allowed_token_ids"] = list(raw["allowed_token_ids"].ids)
     if "logit_bias" in raw:
+        if len(raw["logit_bias"]) > MAX_BIASES:
+            raise InvalidRequest(f"logit_bias: {too_many(MAX_BIASES)}", param="logit_bias")
         raw["logit_bias"] = {str(id): bias for id, bias in raw["logit_bias"].items()}
     if "structured_outputs" in raw:
         raw["structured_outputs"] = _form(raw["structured_outputs"])
@@ -123,7 +126,7 @@ def _form(message: glm_pb2.StructuredOutputs) -> dict[str, object]:
 
 def fields_given(message: Message) -> dict[str, Any]:
     """The fields that were given, by name. Those of a newer schema are refused, here and below."""
-    if unknown := sorted(set(_unknown_fields(message, ""))):
+    if unknown := list(dict.fromkeys(islice(_unknown_fields(message, ""), MOST_NAMED))):
         raise InvalidRequest(f"unsupported fields: {', '.join(unknown)}; leave them out", param=unknown[0])
     return {field.name: value for field, value in message.ListFields()}
 
@@ -132,6 +135,8 @@ def refuse_many(message: glm_pb2.ChatRequest | glm_pb2.TokenizeRequest) -> None:
     """Refuse long lists before each item is looked into: of two bytes here, it has a kilobyte as a mapping."""
     if len(message.messages) > MAX_ITEMS:
         raise InvalidRequest(f"messages: {too_many(MAX_ITEMS)}", param="messages")
+    if len(message.chat_template_kwargs) > MAX_VARIABLES:
+        raise InvalidRequest(f"chat_template_kwargs: {too_many(MAX_VARIABLES)}", param="chat_template_kwargs")
     if len(message.tools) > MAX_TOOLS:
         raise InvalidRequest(f"tools: {too_many(MAX_TOOLS)}", param="tools")
     for index, turn in enumerate(message.messages):
@@ -208,6 +213,10 @@ class ChunkWriter:
         self._asked = asked
         self._begun: set[int] = set()
 
+    def size_bytes(self, delta: Delta) -> int:
+        """What it costs to write the chunk of a delta, beside its text."""
+        return self._asked.size_bytes([delta], num_prompts=delta.index not in self._begun)
+
     def chat(self, delta: Delta) -> glm_pb2.ChatChunk:
         """A piece of an answer; of the prompt tells the first choice's first."""
         is_first = self._is_first(delta) and delta.index == 0
@@ -225,7 +234,7 @@ class ChunkWriter:
             index=delta.index,
             stop_reason=_stop_reason(delta.stop_reason),
             logprobs=place_messages(delta.places),
-            prompt_logprobs=place_messages(delta.prompt_places),
+            prompt_logprobs=place_messages(delta.prompt_places) if is_first else None,
         )
 
     def continuation(self, delta: Delta) -> glm_pb2.GenerateChunk:

@@ -26,6 +26,7 @@ from glm_cluster.api.fields import (
     Seed,
     Stops,
     Temperature,
+    TopK,
     Variables,
 )
 from glm_cluster.api.schema import Count, FewIds, FirstFault, Schema, at_most
@@ -108,7 +109,7 @@ class GenerationBody(StructuredBody):
     min_tokens: Index = 0
     temperature: Temperature = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Count | None = None
+    top_k: TopK | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Seed | None = None
     presence_penalty: Penalty = 0.0
@@ -220,6 +221,8 @@ class CompletionRequest(GenerationBody):
     """Body of POST /v1/completions."""
 
     prompt: Prompt
+    max_tokens: Index | None = None  # 0: the prompt is scored, or echoed, and nothing comes after it
+    add_special_tokens: bool = True  # those that the tokenizer puts around a text; token ids are left alone
     logprobs: Few | None = None
     echo: bool = False
 

@@ -4,6 +4,7 @@ Knows shapes and bounds, for both wires. Refuses to know any route's fields.
 """
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Annotated, Self, TypeAlias, TypeVar
 
 from pydantic import (
@@ -21,6 +22,8 @@ from pydantic_core import ErrorDetails
 from glm_cluster.errors import InvalidRequest
 
 _ID_LIMIT = 2**63
+MOST_NAMED = 16  # faults that one refusal names
+_SHOWN = 64  # characters of a name
 _GLANCE = 16384  # ids; a fraction of a millisecond
 
 T = TypeVar("T", bound=str | list[int])
@@ -79,6 +82,16 @@ class Schema(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _few_are_unknown(cls, raw: object) -> object:
+        """Refuse many unknown fields at a glance: pydantic would describe each of a million."""
+        if isinstance(raw, dict) and len(raw) > len(cls.model_fields) + MOST_NAMED:
+            known = {field.alias or name for name, field in cls.model_fields.items()}
+            unknown = islice((str(name)[:_SHOWN] for name in raw if name not in known), MOST_NAMED)
+            raise ValueError(f"unsupported fields: {', '.join(unknown)} and more; leave them out")
+        return raw
+
 
 class Body(Schema):
     """A whole request, which names its model."""
@@ -112,9 +125,9 @@ def _refusal(details: list[ErrorDetails]) -> InvalidRequest:
     faults = [(_path(detail["loc"]), detail) for detail in details]
     unknown = [path for path, detail in faults if detail["type"] == "extra_forbidden"]
     wrong = [_sentence(path, detail["msg"]) for path, detail in faults if detail["type"] != "extra_forbidden"]
-    sentences = wrong[:_NAMED_FAULTS]
+    sentences = wrong[:MOST_NAMED]
     if unknown:
-        sentences.insert(0, f"unsupported fields: {', '.join(unknown[:_NAMED_FAULTS])}; leave them out")
+        sentences.insert(0, f"unsupported fields: {', '.join(unknown[:MOST_NAMED])}; leave them out")
     return InvalidRequest("; ".join(sentences), param=faults[0][0] or None)
 
 
@@ -129,7 +142,6 @@ def _path(location: tuple[int | str, ...]) -> str:
     return ".".join(str(part) for before, part in pairs if part not in _TAGS.get(before, ()))
 
 
-_NAMED_FAULTS = 16
 _TAGS: dict[int | str, tuple[str, ...]] = {
     "content": ("text", "parts"),
     "tool_choice": ("mode", "named"),

@@ -3,16 +3,14 @@
 What it says of the server beside these are the records of `server`, field by field.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
+from glm_cluster.api.json_pieces import json_pieces
 from glm_cluster.api.tokenization import Tokenized
 from glm_cluster.records import ModelInfo, Task
-
-_PIECE_ITEMS = 8192  # of a list, made at one go: a millisecond
 
 
 class StatusBody(TypedDict):
@@ -83,19 +81,10 @@ def model_body(info: ModelInfo) -> ModelBody:
 
 def tokenize_pieces(tokenized: Tokenized) -> Iterator[bytes]:
     """The reply of /tokenize, piece by piece: it may be too long to be made at one go."""
-    yield b'{"count":%d,"max_model_len":%d,"tokens":' % (len(tokenized.ids), tokenized.max_model_len)
-    yield from _list_pieces(tokenized.ids)
-    yield b',"token_strs":'
-    if tokenized.strings is None:
-        yield b"null"
-    else:
-        yield from _list_pieces(tokenized.strings)
-    yield b"}"
-
-
-def _list_pieces(items: Sequence[int] | Sequence[str]) -> Iterator[bytes]:
-    yield b"["
-    for start in range(0, len(items), _PIECE_ITEMS):
-        inner = json.dumps(items[start : start + _PIECE_ITEMS], separators=(",", ":"))[1:-1]
-        yield (b"," if start else b"") + inner.encode()
-    yield b"]"
+    body: TokenizeBody = {
+        "count": len(tokenized.ids),
+        "max_model_len": tokenized.max_model_len,
+        "tokens": tokenized.ids,
+        "token_strs": tokenized.strings,
+    }
+    return json_pieces(body)

@@ -184,9 +184,13 @@ class Service:
         """Tokenise prompts unless they are ids already; refuse what their model can never continue."""
         model = self.model(request.model, "generate")
         texts = [prompt for prompt in request.prompts if isinstance(prompt, str)]
+        before, after = model.tokenizer.frame if request.add_special_tokens else ((), ())
         encoded = iter(await _encoded(model, texts))
         prompts = [
-            Prompt(ids=next(encoded) if isinstance(prompt, str) else tuple(prompt), param=request.name_of(index))
+            Prompt(
+                ids=(*before, *next(encoded), *after) if isinstance(prompt, str) else tuple(prompt),
+                param=request.name_of(index),
+            )
             for index, prompt in enumerate(request.prompts)
         ]
         return await _prepared(model, request_id, request, prompts, echoes=request.echo)

@@ -5,6 +5,7 @@ message with a foreign seal, or the tokens of a second epoch are dropped without
 """
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Self
@@ -14,6 +15,8 @@ import zmq.asyncio
 
 from glm_cluster.deploy.channel import ReturnAddress, Seal, Tokens
 from glm_cluster.records import TokenEvent
+
+logger = logging.getLogger(__name__)
 
 
 class Feed:
@@ -75,7 +78,11 @@ class Inbox:
     def _sort(self, message: bytes) -> None:
         if (body := self._seal.open(message)) is None:
             return
-        tokens = Tokens.unpack(body)
+        try:
+            tokens = Tokens.unpack(body)
+        except Exception:  # an engine of another release; the streams of the others go on
+            logger.exception("a message from an engine cannot be read; its requests will move")
+            return
         for event in tokens.events:
             if feed := self._feeds.get((event.request_id, event.attempt)):
                 feed.deliver(tokens.epoch, event)

@@ -18,6 +18,7 @@ from itertools import count
 from typing import TypeAlias
 from uuid import uuid4
 
+from glm_cluster.deploy.backoff import pause_s
 from glm_cluster.deploy.channel import Loss, Receipt, Request, ReturnAddress, Submission
 from glm_cluster.deploy.inbox import Feed, Inbox
 from glm_cluster.errors import DeadlineExceeded, EngineUnavailable, GlmError, InternalError
@@ -126,7 +127,7 @@ class Relay:
         journal.note(loss)
         self._give_up_where_due(journal, loss)
         if loss.kind == "refused":
-            await asyncio.sleep(min(_FIRST_PAUSE_S * 2**journal.refusals, _LONGEST_PAUSE_S))
+            await asyncio.sleep(pause_s(journal.refusals, _FIRST_PAUSE_S, _LONGEST_PAUSE_S))
         else:
             self._meters.count(MIGRATIONS, 1)
 
@@ -171,7 +172,7 @@ class _Attempt:
     async def next(self, position: int) -> TokenEvent | Loss:
         """The event whose first token has index `position`; a Loss when this attempt will not bring it."""
         while True:
-            if self._receipt is not None and self._receipt.num_tokens == position:
+            if self._receipt is not None and 0 < position == self._receipt.num_tokens:  # at 0 the event tells of more
                 self._finished = True
                 return TokenEvent("", 0, position, (), self._receipt.finish)  # the journal names it
             match await self._feed.queue.get():

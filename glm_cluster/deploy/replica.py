@@ -15,6 +15,7 @@ import ray
 from ray import serve
 
 from glm_cluster.config import ModelConfig
+from glm_cluster.deploy.backoff import pause_s
 from glm_cluster.deploy.channel import Loss, Receipt, Request, ReturnAddress, Submission
 from glm_cluster.deploy.group import Bundles, RankGroup
 from glm_cluster.deploy.meters import RayMeters
@@ -116,7 +117,7 @@ class GlmReplica:
                 return await self._new_group()
             except Exception:  # the edge of the process: nobody awaits the supervisor
                 logger.exception("%s could not make a group; it tries again", self._name)
-            await asyncio.sleep(min(_FIRST_PAUSE_S * 2**attempt, _LONGEST_PAUSE_S))
+            await asyncio.sleep(pause_s(attempt, _FIRST_PAUSE_S, _LONGEST_PAUSE_S))
         raise AssertionError("count() does not end")
 
     async def _prove(self, group: RankGroup) -> None:

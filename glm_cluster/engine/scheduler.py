@@ -350,7 +350,7 @@ def _slice(sequence: Sequence, count: int) -> Slice:
         tokens=tuple(sequence.tokens[start : start + count]),
         start=start,
         blocks=tuple(sequence.blocks),
-        samples=is_last and sequence.sampling is not None,
+        samples=is_last and sequence.sampling is not None and len(sequence.tokens) < sequence.max_len,
         pooling=sequence.pooling if is_last or sequence.needs_every_row else None,
         num_scored=sequence.num_scored(count),
         past=sequence.past,
@@ -362,7 +362,9 @@ def _finish_reason(sequence: Sequence) -> FinishReason | None:
         return None if sequence.num_missing else "stop"
     if sequence.num_output and sequence.tokens[-1] in sequence.sampling.stop_token_ids:
         return "stop"
-    return "length" if len(sequence.tokens) >= sequence.max_len else None
+    if len(sequence.tokens) < sequence.max_len or (sequence.scores_prompt and sequence.num_missing):
+        return None
+    return "length"
 
 
 def _event(
@@ -381,14 +383,14 @@ def _event(
         num_cached_tokens=sequence.num_cached,
         encoded=None if sequence.pooled is None else sequence.pooled.encoded(sequence.num_cached),
         logprobs=logprobs[: len(tokens)],
-        prompt_logprobs=_prompt_logprobs(sequence, tokens),
+        prompt_logprobs=_prompt_logprobs(sequence, tokens) if tokens or finish == "length" else (),
     )
 
 
 def _prompt_logprobs(sequence: Sequence, tokens: tuple[int, ...]) -> tuple[TokenLogprobs | None, ...]:
-    """With the first tokens of output, where asked for."""
+    """With the first tokens of output, or where there are to be none, if asked for."""
     sampling = sequence.sampling
-    if sampling is None or sampling.prompt_logprobs is None or not tokens or sequence.num_output > len(tokens):
+    if sampling is None or sampling.prompt_logprobs is None or sequence.num_output > len(tokens):
         return ()
     scores, sequence.scores = sequence.scores, []
     assert len(scores) == len(sequence.request.prompt) - 1

@@ -110,6 +110,15 @@ def test_probabilities_of_an_answer_are_those_of_it_as_a_prompt(ask) -> None:
     assert answer["logprobs"]["token_logprobs"] == pytest.approx(as_prompt, abs=1e-4)
 
 
+def test_a_prompt_is_scored_alone_as_before_an_answer(ask) -> None:
+    alone = ask(prompt_logprobs=1, max_tokens=0, logprobs=1, echo=True)
+    before = ask(prompt_logprobs=1, max_tokens=1)
+    choice = alone["choices"][0]
+    assert choice["prompt_logprobs"] == before["choices"][0]["prompt_logprobs"]
+    assert len(choice["logprobs"]["tokens"]) == len(PROMPT)
+    assert (choice["finish_reason"], choice["token_ids"], alone["usage"]["completion_tokens"]) == ("length", [], 0)
+
+
 def test_a_stop_string_ends_the_answer_where_it_is_complete(ask) -> None:
     whole = ask(allowed_token_ids=[70, 71, 72, 73], max_tokens=40)["choices"][0]["text"]
     stop = whole[20:23]

@@ -131,7 +131,13 @@ def _sizes() -> Iterator[Attack]:
     yield completion("a user of a megabyte", user="u" * (1 << 20))
     yield completion("a salt of a megabyte", cache_salt="u" * (1 << 20))
     yield completion("a model of a megabyte", model="m" * (1 << 20), statuses=frozenset({400, 404}))
-    yield completion("100 000 unknown fields", **{f"x{i}": 1 for i in range(100_000)})
+    many = {f"x{i}": [] for i in range(100_000)}
+    yield completion("100 000 unknown fields", **many)
+    yield chat("100 000 variables", chat_template_kwargs=many)
+    yield chat("100 000 unknown fields of a message", messages=[{**_HELLO[0], **many}])
+    yield chat("100 000 unknown fields of a format", response_format={"type": "text", **many})
+    yield chat("100 000 unknown options", stream=True, stream_options=many)
+    yield chat("100 000 unknown fields of a tool", tools=[function(**many)])
     yield chat("5000 messages", messages=_HELLO * 5000)
     yield chat("a message of a megabyte", messages=[{"role": "user", "content": "a" * (1 << 20)}])
     parts = [{"type": "text", "text": "a"}] * 10_000

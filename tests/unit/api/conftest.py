@@ -68,6 +68,9 @@ class Echo:
         finished = False
         try:
             most, tokens = request.sampling.max_tokens, ()
+            if not most:
+                finished = True
+                yield self.event(request, (), 0, "length")
             for index in range(most):
                 if not tokens:
                     await asyncio.sleep(self.pause_s)
@@ -273,17 +276,19 @@ INFOS = (
 
 @pytest.fixture
 async def service(byte_checkpoint: Path, echo: Echo, counter: Count, tally: Tally) -> AsyncIterator[Service]:
-    """A model that generates, `tiny`, and one of every other kind."""
+    """Models that generate, `tiny` and `framing`, whose texts are framed, and one of every other kind."""
     tokenizer = Tokenizer.from_directory(byte_checkpoint)
-    window = EncodeWindow(tokenizer, tally)
+    bare = Tokenizer(json.loads((byte_checkpoint / "tokenizer.json").read_text()) | {"post_processor": None})
+    window, bare_window = EncodeWindow(tokenizer, tally), EncodeWindow(bare, tally)
     tiny = ServedModel(
         info=ModelInfo(name="tiny", vocab_size=VOCAB, max_model_len=100, eos_token_ids=(EOS,)),
-        tokenizer=tokenizer,
-        template=ChatTemplate.from_directory(byte_checkpoint, tokenizer),
-        window=window,
-        desk=GrammarDesk(tokenizer.special_ids),
+        tokenizer=bare,
+        template=ChatTemplate.from_directory(byte_checkpoint, bare),
+        window=bare_window,
+        desk=GrammarDesk(bare.special_ids),
         generator=echo,
     )
+    framing = replace(tiny, info=replace(tiny.info, name="framing"), tokenizer=tokenizer, window=window)
     others = [
         ServedModel(
             info=info,
@@ -294,8 +299,9 @@ async def service(byte_checkpoint: Path, echo: Echo, counter: Count, tally: Tall
         )
         for info in INFOS
     ]
-    yield Service(models=[tiny, *others], meters=tally)
+    yield Service(models=[tiny, *others, framing], meters=tally)
     window.close()
+    bare_window.close()
     tiny.desk.close()
 
 

@@ -19,7 +19,7 @@ from glm_cluster.text.stops import StopStrings
 from glm_cluster.text.tools.dialect import Dialect
 from glm_cluster.text.tools.tool import Tool
 
-EOS = 256
+EOS, BEGIN = 256, 257
 
 
 class Bytes:
@@ -259,6 +259,41 @@ async def test_prompts_are_told_of_and_echoed(service):
     ]
     assert [len(place.top) for place in answer.places] == [0, 1, 1]
     assert [len(place.top) for place in answer.prompt_places] == [0, 2]
+
+
+async def test_a_prompt_is_told_of_with_nothing_after_it(service, echo):
+    found = await answers(service, ["ab", "c"], echo=True, logprobs=1, max_tokens=0)
+    assert [(answer.text, answer.finish, answer.token_ids) for answer in found.choices] == [
+        ("ab", "length", ()),
+        ("c", "length", ()),
+    ]
+    assert [place.offset for place in found.choices[0].places] == [0, 1]
+    assert found.usage.num_output_tokens == 0
+    assert {one.sampling.max_tokens for one in echo.seen} == {0}
+
+
+@pytest.mark.parametrize(("asked", "kept"), [(None, None), (-1, None), (0, None), (1, 1), (7, 7)])
+async def test_no_top_k_may_be_said_in_numbers(service, echo, asked, kept):
+    await answers(service, top_k=asked, max_tokens=1)
+    assert echo.seen[0].sampling.top_k == kept
+
+
+@pytest.mark.parametrize(
+    ("fields", "ids"),
+    [
+        ({}, [BEGIN, *b"ab", EOS]),
+        ({"add_special_tokens": True}, [BEGIN, *b"ab", EOS]),
+        ({"add_special_tokens": False}, [*b"ab"]),
+    ],
+)
+async def test_a_text_is_framed_as_its_tokenizer_frames_it(service, echo, fields, ids):
+    await answers(service, "ab", model="framing", max_tokens=1, **fields)
+    assert list(echo.seen[0].prompt) == ids
+
+
+async def test_token_ids_are_left_alone(service, echo):
+    await answers(service, [97, 98], model="framing", max_tokens=1)
+    assert list(echo.seen[0].prompt) == [97, 98]
 
 
 @pytest.mark.parametrize(

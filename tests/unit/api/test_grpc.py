@@ -127,6 +127,7 @@ async def test_models_are_listed(stub):
         ("tagger", 50, glm_pb2.TASK_CLASSIFY_TOKENS, ("a", "b", "c")),
         ("multi-tagger", 50, glm_pb2.TASK_CLASSIFY_TOKENS, ("a", "b", "c")),
         ("mapper", 50, glm_pb2.TASK_EMBED, ()),
+        ("framing", 100, glm_pb2.TASK_GENERATE, ()),
     ]
 
 

@@ -254,6 +254,7 @@ async def test_models_are_listed(http):
         ("tagger", "classify-tokens", 50, ["a", "b", "c"]),
         ("multi-tagger", "classify-tokens", 50, ["a", "b", "c"]),
         ("mapper", "embed", 50, None),
+        ("framing", "generate", 100, None),
     ]
 
 

@@ -153,7 +153,7 @@ def test_what_the_checks_above_would_find(described):
 
 def test_bodies_name_the_models_of_their_task_and_null_is_nothing(described):
     schemas = described["components"]["schemas"]
-    assert schemas["ChatCompletionRequest"]["properties"]["model"]["enum"] == ["tiny"]
+    assert schemas["ChatCompletionRequest"]["properties"]["model"]["enum"] == ["tiny", "framing"]
     assert schemas["EmbeddingRequest"]["properties"]["model"]["enum"] == ["mapper"]
     assert "single" in schemas["TokenizeRequest"]["properties"]["model"]["enum"]
     schema = {"$ref": "#/components/schemas/ChatCompletionRequest"}

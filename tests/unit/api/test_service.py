@@ -125,7 +125,7 @@ async def test_what_can_never_fit_is_refused_with_the_numbers(service, fields, w
 
 
 async def test_another_model_is_not_found(service):
-    with pytest.raises(ModelNotFound, match=r"'tiny', 'single', .*'mapper'"):
+    with pytest.raises(ModelNotFound, match=r"'tiny', 'single', .*'framing'"):
         await service.prepare_completion("r", completion("a", model="huge"))
 
 

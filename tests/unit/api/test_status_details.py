@@ -31,7 +31,7 @@ def request(**fields) -> glm_pb2.GenerateRequest:
 
 
 async def test_a_bad_field_is_named(stub):
-    _, status = await refusal(stub.Generate(request(max_tokens=0)))
+    _, status = await refusal(stub.Generate(request(max_tokens=-1)))
     (bad,) = unpacked(status, BadRequest)
     assert [violation.field for violation in bad.field_violations] == ["max_tokens"]
     (info,) = unpacked(status, ErrorInfo)

@@ -42,7 +42,7 @@ def message_of(body):
     ],
 )
 async def test_tokens_are_the_models_on_both_wires(http, stub, fields, ids):
-    body = {"model": "tiny", **fields}
+    body = {"model": "framing", **fields}
     expected = {"count": len(ids), "max_model_len": 100, "tokens": ids, "token_strs": None}
     for path in ("/tokenize", "/v1/tokenize"):
         assert (await http.post(path, json=body)).json() == expected

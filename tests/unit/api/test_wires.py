@@ -92,7 +92,7 @@ BAD_FIELDS = [
     ({"temperature": 9.9e-6}, "temperature"),
     ({"top_p": 0.0}, "top_p"),
     ({"top_p": 1.1}, "top_p"),
-    ({"top_k": 0}, "top_k"),
+    ({"top_k": -2}, "top_k"),
     ({"top_k": 2**31}, "top_k"),
     ({"top_k": 2**63 - 1}, "top_k"),
     ({"min_p": -1.0}, "min_p"),
@@ -100,7 +100,7 @@ BAD_FIELDS = [
     ({"seed": -1}, "seed"),
     ({"prompt_lookup_num_tokens": -1}, "prompt_lookup_num_tokens"),
     ({"prompt_lookup_num_tokens": 2**31}, "prompt_lookup_num_tokens"),
-    ({"max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": -1}, "max_tokens"),
     ({"max_tokens": 99}, "99 max_tokens"),
     ({"max_tokens": 2**31 - 1}, "2147483647 max_tokens"),
     ({"max_tokens": 2**63 - 1}, "max_tokens: "),
@@ -426,7 +426,7 @@ async def test_requests_are_counted_by_wire_route_and_status(http, stub, tally):
     await http.post("/v1/completions", json=TEXT)
     await http.post("/v1/chat/completions", json=CHAT | {"model": "huge"})
     await stub.Chat(chat_message(CHAT))
-    await chat_verdict(stub, CHAT | {"top_k": 0})
+    await chat_verdict(stub, CHAT | {"top_k": -2})
     counted = [tuple(tags.values()) for name, _, tags in tally.counted if name == "glm_requests_total"]
     assert counted == [
         ("http", "completions", "ok"),

@@ -37,13 +37,15 @@ class Wire:
         self._sockets: dict[str, zmq.asyncio.Socket] = {}
 
     async def send(self, to: Submission, events: list[TokenEvent], *, epoch: str = "e", seal: Seal | None = None):
+        await self.send_bytes(to, Tokens(epoch, tuple(events)).pack(), seal=seal)
+
+    async def send_bytes(self, to: Submission, body: bytes, *, seal: Seal | None = None) -> None:
         address = to.reply_to
         assert address is not None
         if address.endpoint not in self._sockets:
             self._sockets[address.endpoint] = socket = self._context.socket(zmq.PUSH)
             socket.connect(address.endpoint)
-        message = (seal or Seal(address.key)).close(Tokens(epoch, tuple(events)).pack())
-        await self._sockets[address.endpoint].send(message)
+        await self._sockets[address.endpoint].send((seal or Seal(address.key)).close(body))
 
     async def run(self, submission: Submission, *, stop_at: int | None = None, epoch: str = "e") -> Receipt:
         """Be the engine until `stop_at` tokens are out, or to the end."""
@@ -263,6 +265,37 @@ async def test_the_receipt_may_overtake_the_tokens(make_relay, wire: Wire):
 
     tasks: list[asyncio.Task[None]] = []
     assert await collect(make_relay(overtaken)) == UNDISTURBED
+    assert len(wire.submissions) == 1
+
+
+async def test_what_a_prompt_came_to_is_not_lost_to_a_receipt_that_overtakes_it(make_relay, wire: Wire):
+    sampling = SamplingParams(max_tokens=0, prompt_logprobs=0)
+    told = (None, TokenLogprobs(-0.5, 2))
+
+    async def overtaken(wire: Wire, submission: Submission) -> Receipt:
+        tasks.append(asyncio.create_task(late(wire, submission)))
+        return Receipt(0, "length")
+
+    async def late(wire: Wire, submission: Submission) -> None:
+        await asyncio.sleep(0.03)
+        request = submission.request
+        await wire.send(
+            submission, [TokenEvent(request.request_id, request.attempt, 0, (), "length", prompt_logprobs=told)]
+        )
+
+    tasks: list[asyncio.Task[None]] = []
+    (only,) = [one async for one in make_relay(overtaken).generate(replace(REQUEST, sampling=sampling))]
+    assert (only.tokens, only.finish, only.prompt_logprobs) == ((), "length", told)
+
+
+async def test_a_message_that_cannot_be_read_ends_no_other_stream(make_relay, wire: Wire):
+    async def garbles(wire: Wire, submission: Submission) -> Receipt:
+        await wire.send(submission, [event(submission, 0)])
+        await wire.send_bytes(submission, b"of another release")
+        await wire.send(submission, [event(submission, index) for index in range(1, 6)])
+        return Receipt(6, "length")
+
+    assert await collect(make_relay(garbles)) == UNDISTURBED
     assert len(wire.submissions) == 1
 
 

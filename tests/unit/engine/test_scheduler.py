@@ -341,6 +341,32 @@ def test_a_prompt_is_scored_chunk_by_chunk_and_told_of_with_the_first_token() ->
         assert [e.prompt_logprobs for e in others] == [()] * 3
 
 
+@pytest.mark.parametrize("num_prompt", [1, 13])
+def test_a_prompt_is_scored_though_nothing_comes_after_it(num_prompt: int) -> None:
+    scheduler = _scheduler(step_tokens=5)
+    scheduler.add(_judged("a", num_prompt, max_tokens=0))
+    (event,) = _drain_scored(scheduler)["a"]
+    assert (event.tokens, event.finish) == ((), "length")
+    assert [one and one.rank for one in event.prompt_logprobs] == [None, *range(num_prompt - 1)]
+
+
+def test_a_prompt_that_nothing_comes_after_is_not_computed_unless_scored() -> None:
+    scheduler = _scheduler()
+    scheduler.add(_request("a", 9, max_tokens=0))
+    assert scheduler.plan() is None
+    assert [(e.tokens, e.finish, e.prompt_logprobs) for e in scheduler.take_events()] == [((), "length", ())]
+
+
+def test_a_cancelled_prompt_is_told_nothing_of() -> None:
+    scheduler = _scheduler(step_tokens=5)
+    scheduler.add(_judged("a", 13))
+    plan = scheduler.plan()
+    assert plan is not None
+    assert scheduler.commit(plan, replace(_output(plan), scores=_scores(plan))) == []
+    scheduler.cancel("a", 0)
+    assert [(e.finish, e.prompt_logprobs) for e in scheduler.take_events()] == [("cancelled", ())]
+
+
 def test_a_prompt_of_one_token_has_nothing_to_score() -> None:
     scheduler = _scheduler()
     scheduler.add(_judged("a", 1))
