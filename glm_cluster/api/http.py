@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
@@ -41,6 +41,7 @@ from glm_cluster.api.replies import (
     http_error_body,
     whole_reply,
 )
+from glm_cluster.api.schema import Body
 from glm_cluster.api.server import Server
 from glm_cluster.api.server_replies import DetokenizeBody, tokenize_pieces
 from glm_cluster.api.service import Service
@@ -48,6 +49,8 @@ from glm_cluster.api.strict_json import decode_json
 from glm_cluster.api.tokenization import DetokenizeRequest, TokenizeRequest, detokenize, tokenize
 from glm_cluster.api.window import LOOP_BYTES, EncodeWindow
 from glm_cluster.metrics import Meters
+
+B = TypeVar("B", bound=Body)
 
 
 def build_http_app(service: Service, server: Server, meters: Meters, access: Access | None = None) -> FastAPI:
@@ -96,21 +99,28 @@ class _Order:
     told: Asked
 
 
-async def _prepare_chat(service: Service, request_id: str, body: bytes) -> _Order:
-    request = await service.read(lambda: ChatCompletionRequest.parse(decode_json(body)), size_bytes=len(body))
+async def _prepare_chat(service: Service, account: Account, request_id: str, body: bytes) -> _Order:
+    request = await _read(ChatCompletionRequest, service, account, body)
     return _order(request, await service.prepare_chat(request_id, request))
 
 
-async def _prepare_completion(service: Service, request_id: str, body: bytes) -> _Order:
-    request = await service.read(lambda: CompletionRequest.parse(decode_json(body)), size_bytes=len(body))
+async def _prepare_completion(service: Service, account: Account, request_id: str, body: bytes) -> _Order:
+    request = await _read(CompletionRequest, service, account, body)
     return _order(request, await service.prepare_completion(request_id, request))
+
+
+async def _read(kind: type[B], service: Service, account: Account, body: bytes) -> B:
+    """The request that a body is, for a model that its sender may ask."""
+    request = await service.read(lambda: kind.parse(decode_json(body)), size_bytes=len(body))
+    account.caller.check_model(request.model)
+    return request
 
 
 def _order(request: GenerationBody, prepared: Prepared) -> _Order:
     return _Order(model=request.model, prepared=prepared, stream=request.stream, told=asked(request, prepared))
 
 
-_Prepare: TypeAlias = Callable[[Service, str, bytes], Awaitable[_Order]]
+_Prepare: TypeAlias = Callable[[Service, Account, str, bytes], Awaitable[_Order]]
 
 
 class _Generating:
@@ -125,7 +135,7 @@ class _Generating:
     async def answer(self, body: bytes, out: Outgoing, account: Account) -> None:
         """Answer as the body asks."""
         request_id = self._dialect.id_prefix + out.caller.request_id
-        order = await self._prepare(self._service, request_id, body)
+        order = await self._prepare(self._service, account, request_id, body)
         prepared = account.admit_generations(order.prepared, model=order.model)
         head = Head(id=request_id, model=order.model)
         stream = self._service.stream(prepared)
@@ -161,33 +171,31 @@ class _Encoding:
 
 
 async def _embeddings(service: Service, account: Account, body: bytes) -> list[bytes]:
-    request = await service.read(lambda: EmbeddingRequest.parse(decode_json(body)), size_bytes=len(body))
+    request = await _read(EmbeddingRequest, service, account, body)
     answers = await embed(service, request, account)
     return await answers.window.drain(embedding_pieces(answers, request.encoding_format), len)
 
 
 async def _classify(service: Service, account: Account, body: bytes) -> list[bytes]:
-    request = await service.read(lambda: ClassifyRequest.parse(decode_json(body)), size_bytes=len(body))
+    request = await _read(ClassifyRequest, service, account, body)
     answers = await classify(service, request, account)
     return await answers.window.drain(classification_pieces(answers), len)
 
 
 async def _classify_tokens(service: Service, account: Account, body: bytes) -> list[bytes]:
-    request = await service.read(lambda: ClassifyTokensRequest.parse(decode_json(body)), size_bytes=len(body))
+    request = await _read(ClassifyTokensRequest, service, account, body)
     answers = await classify_tokens(service, request, account)
     return await answers.window.drain(token_pieces(answers, include_scores=request.include_scores), len)
 
 
 async def _tokenize(service: Service, account: Account, body: bytes) -> list[bytes]:
-    request = await service.read(lambda: TokenizeRequest.parse(decode_json(body)), size_bytes=len(body))
-    account.caller.check_model(request.model)
+    request = await _read(TokenizeRequest, service, account, body)
     tokenized = await tokenize(service, request)
     return await tokenized.window.drain(tokenize_pieces(tokenized), len)
 
 
 async def _detokenize(service: Service, account: Account, body: bytes) -> list[bytes]:
-    request = await service.read(lambda: DetokenizeRequest.parse(decode_json(body)), size_bytes=len(body))
-    account.caller.check_model(request.model)
+    request = await _read(DetokenizeRequest, service, account, body)
     reply: DetokenizeBody = {"prompt": await detokenize(service, request)}
     return [json.dumps(reply).encode()]
 
