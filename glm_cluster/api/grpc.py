@@ -58,7 +58,7 @@ class GlmGrpc(HealthMethods):
     """
 
     def __init__(self, service: Service, server: Server, meters: Meters, access: Access | None = None) -> None:
-        super().__init__(server.ready)
+        super().__init__(server.ready, meters)
         self._service = service
         self._server = server
         self.access = access or Access(meters=meters)
@@ -140,11 +140,12 @@ class GlmGrpc(HealthMethods):
 
     async def ListModels(self, request: glm_pb2.ListModelsRequest, context: KnownCall) -> glm_pb2.ListModelsResponse:
         """List what is served."""
-        return glm_pb2.ListModelsResponse(models=[model_message(info) for info in self._service.infos])
+        with self._edge("models", context):
+            return glm_pb2.ListModelsResponse(models=[model_message(info) for info in self._service.infos])
 
     async def GetModel(self, request: glm_pb2.GetModelRequest, context: KnownCall) -> glm_pb2.Model:
         """Describe one served model."""
-        with status_of(context):
+        with self._edge("model", context):
             return model_message(self._service.named(model_name(request)).info)
 
     async def Tokenize(self, request: glm_pb2.TokenizeRequest, context: KnownCall) -> glm_pb2.TokenizeResponse:
@@ -161,11 +162,13 @@ class GlmGrpc(HealthMethods):
 
     async def GetServerInfo(self, request: glm_pb2.GetServerInfoRequest, context: KnownCall) -> glm_pb2.ServerInfo:
         """Say what the server is made of."""
-        return server_info_message(self._server.info(self._service.infos))
+        with self._edge("server_info", context):
+            return server_info_message(self._server.info(self._service.infos))
 
     async def GetLoad(self, request: glm_pb2.GetLoadRequest, context: KnownCall) -> glm_pb2.Load:
         """Say how busy the server is."""
-        return load_message(await self._server.load())
+        with self._edge("load", context):
+            return load_message(await self._server.load())
 
 
 async def _written(write: Callable[[Delta], M], delta: Delta, size_bytes: int, window: EncodeWindow) -> M:

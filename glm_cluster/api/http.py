@@ -70,7 +70,7 @@ def build_http_app(service: Service, server: Server, meters: Meters, access: Acc
             Route(path, Endpoint(answering.route, answering.answer, access), methods=["POST"])
             for path, answering in posts.items()
         ),
-        *about_routes(service, server),
+        *about_routes(service, server, meters),
         *document_routes(lambda: document(service.infos)),
     ]
     known = ", ".join(f"{'POST' if route.path in posts else 'GET'} {route.path}" for route in routes)

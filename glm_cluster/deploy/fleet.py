@@ -1,17 +1,20 @@
 """The replicas as an ingress sees them: one Serve handle, and Ray's failures put into our words."""
 
 import asyncio
+import logging
 from contextvars import Context
 from typing import Any
 
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
-from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 
 from glm_cluster.deploy.channel import Loss, Receipt, Submission
 from glm_cluster.deploy.routers import known_loads
 from glm_cluster.deploy.shared_answer import SharedAnswer
 from glm_cluster.errors import GlmError
 from glm_cluster.records import ReplicaLoad
+
+logger = logging.getLogger(__name__)
 
 _PROBE_S = 10.0
 _PROBE_KEPT_S = 1.0  # anyone may ask how the server is, as often as he likes
@@ -63,7 +66,7 @@ class Fleet:
         if not done:
             call.cancel()
             return False
-        return call.result()
+        return not call.cancelled() and call.result()
 
     async def _ask(self, *, step: bool) -> bool:
         response = self._probe.remote(step)
@@ -72,7 +75,10 @@ class Fleet:
         except asyncio.CancelledError:
             response.cancel()
             raise
-        except (RayError, GlmError, DeploymentUnavailableError):
+        except (RayError, RayServeException, GlmError):
+            return False
+        except Exception:  # the edge of the process: whatever else Serve may raise, nobody answered
+            logger.exception("a probe failed")
             return False
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import grpc
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
-from ray.serve._private.common import RequestMetadata
+from ray.serve._private.common import DeploymentID, RequestMetadata
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
 from ray.serve.handle import DeploymentResponse
 
 from glm_cluster.deploy import fleet
@@ -141,7 +142,18 @@ async def test_a_cancellation_is_never_forgotten(ticks: int):
 
 @pytest.mark.parametrize(
     ("end", "is_well"),
-    [(True, True), (False, False), (ActorDiedError(), False), (failed_with(Overloaded("full")), False)],
+    [
+        (True, True),
+        (False, False),
+        (ActorDiedError(), False),
+        (failed_with(Overloaded("full")), False),
+        (DeploymentUnavailableError(DeploymentID("m")), False),
+        (BackPressureError(num_queued_requests=1, max_queued_requests=1), False),
+        (RequestCancelledError("r"), False),
+        (grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), grpc.aio.Metadata()), False),
+        (RuntimeError("the router is gone"), False),
+        (asyncio.CancelledError(), False),  # somebody cancelled the replica's task
+    ],
 )
 async def test_an_engine_is_alive_or_ready_if_its_replica_says_so(end: Any, is_well: bool):
     handle = Handle(Response(end))
