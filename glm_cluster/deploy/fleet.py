@@ -1,4 +1,7 @@
-"""The replicas as an ingress sees them: one Serve handle, and Ray's failures put into our words."""
+"""The replicas as an ingress sees them: one Serve handle, and Ray's failures put into our words.
+
+What Ray says of them names actors and addresses: it goes into the log, and no further.
+"""
 
 import asyncio
 import logging
@@ -88,17 +91,20 @@ async def _answer(response: Any) -> Receipt | Loss:
         return outcome
     except ActorDiedError:
         return Loss("the replica died", "died")
-    except ActorUnavailableError as error:
+    except ActorUnavailableError:
         response.cancel()  # it may live on; the attempt's number is what fences its tokens off
-        return Loss(f"the replica cannot be reached: {error}", "moved")
+        logger.warning("a replica cannot be reached", exc_info=True)
+        return Loss("the replica cannot be reached", "moved")
     except DeploymentUnavailableError:
         return Loss("no replica could be started", "refused")
     except RayTaskError as error:
         if isinstance(error.cause, GlmError):
             raise error.cause from None
-        return Loss(f"the replica failed: {error.cause!r}", "moved")
-    except RayError as error:
-        return Loss(f"the replica call failed: {error!r}", "moved")
+        logger.exception("a replica failed: %r", error.cause)
+        return Loss("the replica failed", "moved")
+    except RayError:
+        logger.exception("a call to a replica failed")
+        return Loss("the call to the replica failed", "moved")
 
 
 def _cancel(response: Any) -> None:

@@ -201,7 +201,8 @@ class _Attempt:
             case Loss() as loss:
                 return loss
             case other:
-                return Loss(f"the replica answered {other!r} instead of rows", "moved")
+                logger.error("a replica answered %r instead of rows", other)
+                return Loss("the replica answered something else instead of rows", "moved")
 
     def leave(self) -> None:
         """Cancel the call down to the engine, unless the request has ended there anyway."""
@@ -214,9 +215,9 @@ async def _call(submit: Submit, submission: Submission) -> Receipt | Loss | GlmE
         return await submit(submission)
     except GlmError as error:
         return error
-    except Exception as error:  # the edge of the process: whatever Ray raises, another replica may do better
+    except Exception:  # the edge of the process: whatever Ray raises, another replica may do better
         logger.exception("a replica call failed")
-        return Loss(f"a replica call failed: {error!r}", "moved")
+        return Loss("the replica call failed", "moved")
 
 
 def _outcome(call: "asyncio.Task[Receipt | Loss | GlmError]") -> Receipt | Loss | GlmError:

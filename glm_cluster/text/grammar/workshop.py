@@ -3,6 +3,7 @@
 Knows futures. Refuses to know who waits: an event loop awaits them, an engine looks whether they are done.
 """
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -12,6 +13,8 @@ from glm_cluster.errors import GlmError, InternalError
 from glm_cluster.records import Grammar
 from glm_cluster.text.grammar.matcher import Mask, Matcher
 from glm_cluster.text.grammar.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
 
 KEPT = 64  # grammars
 
@@ -97,4 +100,5 @@ class Following:
         elif isinstance(error, GlmError):
             self.error = error
         else:
-            self.error = InternalError(f"the grammar could not be compiled: {error!r}")
+            logger.error("a grammar could not be compiled", exc_info=error)
+            self.error = InternalError("the grammar could not be compiled; the engine's log says why, please report it")

@@ -6,7 +6,7 @@ from typing import Any
 
 import grpc
 import pytest
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
 from ray.serve._private.common import DeploymentID, RequestMetadata
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
 from ray.serve.handle import DeploymentResponse
@@ -75,6 +75,21 @@ async def test_a_failed_call_is_a_loss(end: BaseException, kind: str):
     loss = await Fleet(Handle(Response(end))).submit(SUBMISSION)
     assert isinstance(loss, Loss)
     assert loss.kind == kind
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        ActorUnavailableError("connection to 10.0.0.7:6379 reset", b"sixteen bytes id"),
+        failed_with(ZeroDivisionError("10.0.0.7:6379")),
+        RayError("10.0.0.7:6379"),
+    ],
+)
+async def test_what_ray_says_goes_into_the_log_and_no_further(end: RayError, caplog: pytest.LogCaptureFixture):
+    loss = await Fleet(Handle(Response(end))).submit(SUBMISSION)
+    assert isinstance(loss, Loss)
+    assert "10.0.0.7" not in loss.reason
+    assert "10.0.0.7" in caplog.text
 
 
 async def test_an_unreachable_replica_is_told_to_stop():

@@ -73,12 +73,15 @@ def test_an_output_beside_its_grammar_is_one_followers_error(workshop: Workshop)
     assert other.allowed((104,)) is not None
 
 
-def test_a_vocabulary_that_cannot_be_made_is_every_followers_error() -> None:
+def test_a_vocabulary_that_cannot_be_made_is_every_followers_error(caplog: pytest.LogCaptureFixture) -> None:
     def fails() -> Vocabulary:
         raise ValueError("no tokens")
 
     shop = Workshop(fails)
     following = shop.follow(WORD)
     following.wait(60)
-    assert isinstance(following.error if following.is_ready else None, InternalError)
+    error = following.error if following.is_ready else None
+    assert isinstance(error, InternalError)
+    assert "no tokens" not in error.message
+    assert "no tokens" in caplog.text
     shop.close()
