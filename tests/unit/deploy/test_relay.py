@@ -379,6 +379,17 @@ async def test_an_overloaded_engine_is_not_tried_again(make_relay, wire: Wire):
     assert len(wire.submissions) == 1
 
 
+async def test_the_replica_that_failed_last_is_gone_round(make_relay, wire: Wire):
+    async def refuses(wire: Wire, submission: Submission) -> Loss:
+        return Loss("restarting", "refused", replica="ab"[len(wire.submissions) - 1])
+
+    async def unreachable(wire: Wire, submission: Submission) -> Loss:
+        return Loss("nobody knows whose", "moved")
+
+    assert await collect(make_relay(refuses, refuses, unreachable, undisturbed)) == UNDISTURBED
+    assert [one.avoid for one in wire.submissions] == [(), ("a",), ("b",), ()]
+
+
 async def test_a_foreign_error_is_a_move(make_relay, wire: Wire, caplog: pytest.LogCaptureFixture):
     """What Ray raises of its own says something of the call, not of the request; and nothing to a client."""
 
