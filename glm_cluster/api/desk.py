@@ -4,14 +4,10 @@ Knows how long somebody may wait. What is wrong with a grammar is its sentence; 
 """
 
 import asyncio
-from collections import Counter
-from collections.abc import Collection, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
+from collections.abc import Collection
 
 from glm_cluster.errors import InvalidRequest, Overloaded
 from glm_cluster.records import Grammar
-from glm_cluster.text.grammar.matcher import Matcher
 from glm_cluster.text.grammar.vocabulary import Vocabulary
 from glm_cluster.text.grammar.workshop import Workshop
 
@@ -25,16 +21,17 @@ class GrammarDesk:
     def __init__(self, control_tokens: Collection[str], *, patience_s: float = PATIENCE_S) -> None:
         self._workshop = Workshop(lambda: Vocabulary.of_bytes(control_tokens))
         self._patience_s = patience_s
-        self._num_waiting: Counter[Future[Matcher]] = Counter()
 
     async def check(self, grammar: Grammar, param: str) -> None:
         """Raise InvalidRequest that names `param` if no engine could follow the grammar."""
-        if len(self._num_waiting) >= MAX_QUEUED and not self._workshop.has(grammar):
+        if self._workshop.num_wanted >= MAX_QUEUED and not self._workshop.has(grammar):
             raise _overloaded(param)
-        job = self._workshop.compile(grammar)
-        with self._awaited(job):
+        job = self._workshop.want(grammar)
+        try:
             compiled = asyncio.wrap_future(job)
             done, _ = await asyncio.wait([compiled], timeout=self._patience_s)
+        finally:
+            self._workshop.leave(job)
         if not done or compiled.cancelled():
             raise _overloaded(param)
         error = compiled.exception()
@@ -42,18 +39,6 @@ class GrammarDesk:
             raise InvalidRequest(f"{param}: {error.message}", param=param)
         if error is not None:
             raise error
-
-    @contextmanager
-    def _awaited(self, job: "Future[Matcher]") -> Iterator[None]:
-        """Count who waits. What nobody waits for any more is not begun."""
-        self._num_waiting[job] += 1
-        try:
-            yield
-        finally:
-            self._num_waiting[job] -= 1
-            if not self._num_waiting[job]:
-                del self._num_waiting[job]
-                job.cancel()
 
     def close(self) -> None:
         """End the thread once it has finished what it is doing."""

@@ -27,6 +27,10 @@ class Constraint(Protocol):
         """Until it is ready, but not longer than that."""
         ...
 
+    def leave(self) -> None:
+        """Nobody will ask it anything more, whether or not it is ready."""
+        ...
+
     def allowed(self, output: Sequence[int]) -> NDArray[np.int32] | None:
         """A bit for each id, [ceil(V / 32)]: bit v % 32 of word v // 32 says whether v may come; None: see `error`.
 

@@ -131,6 +131,8 @@ class Scheduler:
             if sequence is None:
                 return
             self._waiting.remove(sequence)
+        if sequence.constraint is not None:
+            sequence.constraint.leave()
         self._drop(sequence)
         self._events.append(_event(sequence, (), "cancelled"))
 

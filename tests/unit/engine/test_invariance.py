@@ -85,6 +85,9 @@ class Residues:
         self._step = int(grammar.source)
         self._output: tuple[int, ...] = ()
 
+    def leave(self) -> None:
+        """There is nothing to give up."""
+
     def allowed(self, output: Sequence[int]) -> NDArray[np.int32]:
         assert tuple(output[: len(self._output)]) == self._output, "the output of a sequence only grows"
         self._output = tuple(output)
