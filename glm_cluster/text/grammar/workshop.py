@@ -8,6 +8,7 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 from glm_cluster.errors import GlmError, InternalError
 from glm_cluster.records import Grammar
@@ -17,6 +18,8 @@ from glm_cluster.text.grammar.vocabulary import Vocabulary
 logger = logging.getLogger(__name__)
 
 KEPT = 64  # grammars
+
+_Answer = TypeVar("_Answer")
 
 
 class Workshop:
@@ -87,7 +90,7 @@ class Following:
 
     @property
     def is_ready(self) -> bool:
-        """Whether `allowed` may be asked, or `error` is set."""
+        """Whether it takes tokens and says what is allowed, or `error` is set."""
         if not self._compiled.done():
             return False
         if self._matcher is None and self.error is None:
@@ -105,12 +108,28 @@ class Following:
         """Nobody waits for it any more, or asks it anything."""
         self._workshop.leave(self._compiled)
 
-    def allowed(self, output: Sequence[int]) -> Mask | None:
+    @property
+    def num_taken(self) -> int:
+        """Tokens of output so far."""
+        return 0 if self._matcher is None else self._matcher.num_taken
+
+    def take(self, tokens: Sequence[int]) -> None:
+        """The output goes on with these; `error` says so where they do not match."""
+        self._ask(lambda matcher: matcher.take(tokens))
+
+    def allowed(self) -> Mask | None:
         """A bit for each id that may follow; None, and `error` says why, where the grammar leads no further."""
+        return self._ask(Matcher.allowed)
+
+    def forced(self) -> Sequence[int]:
+        """The next tokens as far as there is no choice about them."""
+        return self._ask(Matcher.forced) or ()
+
+    def _ask(self, question: Callable[[Matcher], _Answer]) -> _Answer | None:
         if not self.is_ready or self._matcher is None:
             return None
         try:
-            return self._matcher.allowed(output)
+            return question(self._matcher)
         except GlmError as error:
             self.error = error
             self._matcher = None

@@ -11,7 +11,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 from support.checkpoints import write_tokenizer
-from support.engines import drain, mixed_requests
+from support.engines import drain, drain_events, mixed_requests
 
 from glm_cluster.config import EngineConfig
 from glm_cluster.engine.engine import Engine, open_engine
@@ -132,6 +132,24 @@ def test_a_guessed_ahead_output_saved_steps(opened: Callable[..., Engine], reque
     for request in requests:
         drain(engine, [request])
     assert engine.load().num_accepted > 50
+
+
+@pytest.mark.parametrize("others", [0, 12])
+def test_what_is_forced_costs_no_steps(
+    opened: Callable[..., Engine], requests: list[GenerationRequest], alone: dict[str, Ids], others: int
+) -> None:
+    """Nor is there ever too much company for it, as there is for a guess."""
+    fixed = json.dumps({"const": {"a long name": ["and", "all of its", "values"]}})
+    one = replace(requests[0], sampling=replace(requests[0].sampling, grammar=Grammar("json_schema", fixed)))
+    stream = SamplingParams(max_tokens=100, temperature=0.0)
+    company = [GenerationRequest(request_id=f"{i}", prompt=(5, i), sampling=stream) for i in range(others)]
+    steps = {}
+    for max_drafts in (0, 3):
+        events = drain_events(opened(), [*company, replace(one, max_drafts=max_drafts)])[one.request_id]
+        ids = [id for event in events for id in event.tokens]
+        assert json.loads(bytes(ids[:-1])) == json.loads(fixed)["const"]
+        steps[max_drafts] = len(events)
+    assert steps == {0: len(ids), 3: -(-len(ids) // 4)}
 
 
 def test_strangers_notice_nothing(opened: Callable[..., Engine], requests: list[GenerationRequest]) -> None:

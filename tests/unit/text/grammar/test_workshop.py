@@ -51,9 +51,11 @@ def test_a_compiled_grammar_is_kept(workshop: Workshop) -> None:
 def test_followers_of_one_grammar_do_not_meet(workshop: Workshop) -> None:
     one, other = workshop.follow(WORD), workshop.follow(WORD)
     one.wait(60)
-    before = other.allowed(())
-    assert one.allowed((104, 105)) is not None
-    assert (other.allowed(()) == before).all()  # type: ignore[union-attr]
+    before = other.allowed()
+    one.take((104, 105))
+    assert one.allowed() is not None
+    assert (one.num_taken, other.num_taken) == (2, 0)
+    assert (other.allowed() == before).all()  # type: ignore[union-attr]
 
 
 def test_a_grammar_that_is_none_is_its_followers_error(workshop: Workshop) -> None:
@@ -61,16 +63,19 @@ def test_a_grammar_that_is_none_is_its_followers_error(workshop: Workshop) -> No
     following.wait(60)
     assert following.is_ready
     assert isinstance(following.error, InvalidRequest)
-    assert following.allowed(()) is None
+    assert following.allowed() is None
 
 
 def test_an_output_beside_its_grammar_is_one_followers_error(workshop: Workshop) -> None:
     following, other = workshop.follow(WORD), workshop.follow(WORD)
     following.wait(60)
-    assert following.allowed((1,)) is None
+    following.take((1,))
+    assert following.allowed() is None
     assert isinstance(following.error, InternalError)
-    assert following.allowed((1, 2)) is None
-    assert other.allowed((104,)) is not None
+    following.take((2,))
+    assert following.allowed() is None
+    other.take((104,))
+    assert other.allowed() is not None
 
 
 def test_what_its_followers_have_left_is_not_compiled() -> None:
@@ -92,7 +97,7 @@ def test_what_its_followers_have_left_is_not_compiled() -> None:
     may_open.set()
     for following in (others[1], again):
         following.wait(60)
-        assert following.allowed(()) is not None
+        assert following.allowed() is not None
         following.leave()
     assert shop.num_wanted == 0
     assert shop.has(gone)
