@@ -193,6 +193,27 @@ def test_the_others_do_not_wait_for_a_grammar(checkpoint: Callable[..., Path], v
     shop.close()
 
 
+def test_the_grammar_of_a_request_that_was_cancelled_is_given_up(
+    checkpoint: Callable[..., Path], vocabulary: Vocabulary
+) -> None:
+    may_open = threading.Event()
+
+    def opens() -> Vocabulary:
+        may_open.wait(60)
+        return vocabulary
+
+    shop = Workshop(opens)
+    engine = open_engine(EngineConfig(model=str(checkpoint())), constrain=shop.follow)
+    sampling = SamplingParams(max_tokens=8, temperature=0, stop_token_ids=(END,))
+    for name, grammar in (("gone", GRAMMARS[2]), ("waits", GRAMMARS[3])):
+        engine.add(GenerationRequest(request_id=name, prompt=(5,), sampling=replace(sampling, grammar=grammar)))
+    engine.cancel("gone", 0)
+    assert (shop.has(GRAMMARS[2]), shop.has(GRAMMARS[3])) == (False, True)
+    may_open.set()
+    assert bytes(_rest(engine)) in (b"yes", b"no")
+    shop.close()
+
+
 def _rest(engine: Engine) -> list[int]:
     """What comes until the end, without the stop token."""
     tokens: list[int] = []
