@@ -146,6 +146,7 @@ class GlmIngress:
 
     async def __del__(self) -> None:
         """Called by Serve on an orderly stop."""
+        self._grpc.stop()
         for watch in self._watches:
             watch.cancel()
         for model in self._models:

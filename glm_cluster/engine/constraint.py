@@ -31,6 +31,10 @@ class Constraint(Protocol):
         """Until it is ready, but not longer than that."""
         ...
 
+    def leave(self) -> None:
+        """Nobody will ask it anything more, whether or not it is ready."""
+        ...
+
     @property
     def num_taken(self) -> int:
         """How many tokens of output it has been given."""

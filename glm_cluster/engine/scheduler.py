@@ -84,7 +84,8 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Queue a request, or refuse one that could never run here or finds too many waiting before it.
 
-        A request that was running elsewhere when its engine was lost is never turned away.
+        One that was tried elsewhere before, and lost or not begun there, is never turned away: its client may have seen
+        tokens of it already.
         """
         if len(self._waiting) >= self._max_waiting and request.attempt == 0:
             raise Overloaded(f"{len(self._waiting)} requests are waiting here, the most this engine queues; try later")
@@ -135,6 +136,8 @@ class Scheduler:
             if sequence is None:
                 return
             self._waiting.remove(sequence)
+        if sequence.constraint is not None:
+            sequence.constraint.leave()
         self._drop(sequence)
         self._events.append(_event(sequence, (), "cancelled"))
 

@@ -41,6 +41,7 @@ GRAMMARS = (
     replace(JSON, opens_line=True),
     Grammar("regex", "(ab{1,3}){4,9}"),
     Grammar("choice", '["yes", "no"]'),
+    replace(JSON, instead='start: ("ab" | "c"){4,9} "!"\n'),
 )
 
 
@@ -100,8 +101,10 @@ def test_outputs_match(alone: dict[str, Ids], requests: list[GenerationRequest])
             jsonschema.validate(json.loads(text), SCHEMA)
         elif grammar == GRAMMARS[2]:
             assert re.fullmatch(grammar.source, text)
-        else:
+        elif grammar == GRAMMARS[3]:
             assert text in ("yes", "no")
+        elif not re.fullmatch("(ab|c){4,9}!", text):
+            jsonschema.validate(json.loads(text), SCHEMA)
     assert len(set(alone.values())) > len(GRAMMARS)
 
 
@@ -185,6 +188,27 @@ def test_the_others_do_not_wait_for_a_grammar(checkpoint: Callable[..., Path], v
     seen = [event for _ in range(20) for event in engine.step()]
     assert {event.request_id for event in seen} == {"goes"}
     assert engine.load().num_waiting == 1
+    may_open.set()
+    assert bytes(_rest(engine)) in (b"yes", b"no")
+    shop.close()
+
+
+def test_the_grammar_of_a_request_that_was_cancelled_is_given_up(
+    checkpoint: Callable[..., Path], vocabulary: Vocabulary
+) -> None:
+    may_open = threading.Event()
+
+    def opens() -> Vocabulary:
+        may_open.wait(60)
+        return vocabulary
+
+    shop = Workshop(opens)
+    engine = open_engine(EngineConfig(model=str(checkpoint())), constrain=shop.follow)
+    sampling = SamplingParams(max_tokens=8, temperature=0, stop_token_ids=(END,))
+    for name, grammar in (("gone", GRAMMARS[2]), ("waits", GRAMMARS[3])):
+        engine.add(GenerationRequest(request_id=name, prompt=(5,), sampling=replace(sampling, grammar=grammar)))
+    engine.cancel("gone", 0)
+    assert (shop.has(GRAMMARS[2]), shop.has(GRAMMARS[3])) == (False, True)
     may_open.set()
     assert bytes(_rest(engine)) in (b"yes", b"no")
     shop.close()

@@ -85,6 +85,9 @@ class Residues:
         self._step = int(grammar.source)
         self._output: list[int] = []
 
+    def leave(self) -> None:
+        """There is nothing to give up."""
+
     @property
     def num_taken(self) -> int:
         return len(self._output)
