@@ -29,6 +29,11 @@ class Until:
         self._parts.append(ready)
         return None
 
+    def take(self) -> str:
+        """Return what surely comes before the tag, which `push` then leaves out."""
+        ready, self._parts = "".join(self._parts), []
+        return ready
+
 
 class TrailingSpace:
     """Holds white space back until something follows it, as that at the end is left out."""

@@ -39,6 +39,9 @@ GRAMMARS = {
     "choice": Grammar("choice", json.dumps(["hi", "high", "日本 語", 'say "hi"\n', "a\\b", "(x|y)*"])),
     "lark": Grammar("lark", 'start: "(" start? ")" | NAME\nNAME: /h[ij]{1,3}/\n'),
     "lark with a schema": Grammar("lark", f'start: "call\\n" %json {json.dumps(PERSON)}\n'),
+    "one or the other": Grammar(
+        "json_schema", json.dumps(PERSON), opens_line=True, instead='start: "hi\\n" <|assistant|>\n'
+    ),
     "lark with a control token": Grammar("lark", 'start: "a" <|assistant|> "b"{1,2}\n'),
 }
 
@@ -120,6 +123,23 @@ def test_other_kinds_are_kept(seed: int) -> None:
     assert texts["choice"] in json.loads(GRAMMARS["choice"].source)
     assert re.fullmatch(r"(\(*)(h[ij]{1,3})?(\)*)", texts["lark"])
     assert texts["lark"].count("(") == texts["lark"].count(")")
+
+
+def test_one_of_two_is_kept() -> None:
+    start = Matcher.compile(GRAMMARS["one or the other"], VOCABULARY)
+    outputs = [walk(start, seed) for seed in range(20)]
+    others = [output for output in outputs if ASSISTANT in output]
+    assert 0 < len(others) < len(outputs)
+    assert {(TOKENIZER.decode(output[:-2]), output[-2]) for output in others} == {("hi\n", ASSISTANT)}
+    for text in (text_of(output) for output in outputs if output not in others):
+        assert text.startswith("\n")
+        jsonschema.validate(json.loads(text), PERSON)
+
+
+def test_what_may_come_instead_is_looked_over_too() -> None:
+    for wrong in ("start: (", "start: missing"):
+        with pytest.raises(InvalidRequest):
+            Matcher.compile(Grammar("regex", "a", instead=wrong), VOCABULARY)
 
 
 def test_every_choice_can_come() -> None:
