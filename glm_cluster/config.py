@@ -28,7 +28,7 @@ class EngineConfig:
     max_waiting: int = 1024  # requests queued before an engine answers 429
     step_tokens: int = 256  # token budget of one step: a long prompt holds the others up for one such step at a time
     block_tokens: int = 16  # slots in a KV block
-    speculative_tokens: int = 7  # most tokens guessed from a request's own text in one step; 0: none
+    speculative_tokens: int = 7  # most tokens guessed for a request in one step, from its text or its grammar; 0: none
     kv_cache_bytes: int | None = None  # a rank's share; None: from free memory
     max_model_len: int | None = None  # None: the checkpoint's limit
     step_deadline_s: float = 120.0  # a step slower than this kills its group

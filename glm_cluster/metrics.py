@@ -51,7 +51,7 @@ REQUESTS = Metric(
 REQUEST_S = Metric(
     name="glm_request_seconds",
     kind="histogram",
-    description="From a request's last byte in to its answer's last byte out.",
+    description="From a request's arrival to its answer's last byte out; over HTTP its body counts in.",
     tag_keys=("wire", "route"),
     boundaries=_LATENCY_S,
 )

@@ -141,6 +141,7 @@ class GlmIngress:
 
     async def __del__(self) -> None:
         """Called by Serve on an orderly stop."""
+        self._grpc.stop()
         self._key_watch.cancel()
         for model in self._models:
             model.window.close()

@@ -379,8 +379,19 @@ async def test_an_overloaded_engine_is_not_tried_again(make_relay, wire: Wire):
     assert len(wire.submissions) == 1
 
 
-async def test_a_foreign_error_is_a_move(make_relay, wire: Wire):
-    """What Ray raises of its own says something of the call, not of the request."""
+async def test_the_replica_that_failed_last_is_gone_round(make_relay, wire: Wire):
+    async def refuses(wire: Wire, submission: Submission) -> Loss:
+        return Loss("restarting", "refused", replica="ab"[len(wire.submissions) - 1])
+
+    async def unreachable(wire: Wire, submission: Submission) -> Loss:
+        return Loss("nobody knows whose", "moved")
+
+    assert await collect(make_relay(refuses, refuses, unreachable, undisturbed)) == UNDISTURBED
+    assert [one.avoid for one in wire.submissions] == [(), ("a",), ("b",), ()]
+
+
+async def test_a_foreign_error_is_a_move(make_relay, wire: Wire, caplog: pytest.LogCaptureFixture):
+    """What Ray raises of its own says something of the call, not of the request; and nothing to a client."""
 
     async def broken(wire: Wire, submission: Submission) -> Receipt:
         await wire.run(submission, stop_at=2)
@@ -388,8 +399,10 @@ async def test_a_foreign_error_is_a_move(make_relay, wire: Wire):
         raise ZeroDivisionError("oops")
 
     assert await collect(make_relay(broken, undisturbed)) == UNDISTURBED
-    with pytest.raises(EngineUnavailable, match="oops"):
+    with pytest.raises(EngineUnavailable, match=r"last: the replica call failed\); try again") as caught:
         await collect(make_relay(broken, max_migrations=0))
+    assert "oops" not in caught.value.message
+    assert "oops" in caplog.text
 
 
 async def test_a_call_that_somebody_else_cancels_is_a_move(make_relay, wire: Wire):

@@ -29,9 +29,10 @@ def random_output(schema: dict[str, Any], seed: str) -> list[int]:
     matcher = Matcher.compile(Grammar("json_schema", json.dumps(schema)), VOCABULARY)
     while not output or output[-1] != STOP:
         assert len(output) < LONGEST, "it does not end"
-        ids = np.flatnonzero(np.unpackbits(matcher.allowed(output).view(np.uint8), bitorder="little"))
+        ids = np.flatnonzero(np.unpackbits(matcher.allowed().view(np.uint8), bitorder="little"))
         closing = [id for id in CLOSERS if id in ids]
         output.append(int(rng.choice(closing if closing and rng.random() < 0.8 else ids)))
+        matcher.take(output[-1:])
     return output[:-1]
 
 
