@@ -3,7 +3,8 @@
 `<tool_call>name<arg_key>key</arg_key><arg_value>value</arg_value>...</tool_call>`, with line breaks between (4.5, 4.6)
 or without (4.7): one reader for both. A call is known when its last tag has come, and comes in one piece, unless the
 caller knows better (`certain`: a grammar makes a call of whatever begins as one). One that is never closed, or
-malformed, is text. As in other servers text after the first call is left out, and so is white space before it.
+malformed, is text; of one that ends in an argument's key, only that argument is lost. As in other servers text after
+the first call is left out, and so is white space before it.
 """
 
 import json
@@ -21,7 +22,7 @@ OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _KEY, _KEY_END = "<arg_key>", "</arg_key>"
 _VALUE, _VALUE_END = "<arg_value>", "</arg_value>"
 TAGS = (OPEN, CLOSE, _KEY, _KEY_END, _VALUE, _VALUE_END)
-_NEXT = {_KEY: _KEY_END, _VALUE: _VALUE_END}
+_ENDS = {_KEY: (_KEY_END, CLOSE), _VALUE: (_VALUE_END,)}
 _MOST_HEAD = 512  # characters of a name and white space around it
 _NAME = re.compile(r"[^\s<>]{1,256}")
 
@@ -175,7 +176,7 @@ class _TaggedCall:
             if tag == CLOSE:
                 self.status = "closed"
             else:
-                self._until = Until(_NEXT[tag])
+                self._until = Until(*_ENDS[tag])
             return text[len(tag) :]
         if any(tag.startswith(text) for tag in self._next):
             self._pending = text
@@ -188,7 +189,9 @@ class _TaggedCall:
             return ""
         inner, rest = found
         self._until = None
-        if self._next == (_VALUE,):
+        if until.found == CLOSE:
+            self.status = "closed"
+        elif self._next == (_VALUE,):
             self.arguments.append((self._key, inner))
             self._next = (_KEY, CLOSE)
         else:

@@ -194,6 +194,11 @@ def tagged(*arguments: str, name: str = "get_weather") -> str:
         (tagged("level", "8", "id", "true"), None, [("get_weather", {"level": 8, "id": True})]),
         (tagged(name="\nget_weather\n"), None, [("get_weather", {})]),
         ("A \n" + tagged() + " dropped " + tagged(), "A", [("get_weather", {})] * 2),
+        (
+            tagged("city", "x")[:-12] + "<arg_key>da<arg_value>1</arg_value></tool_call>",
+            None,
+            [("get_weather", {"city": "x"})],
+        ),
         (tagged(name=""), tagged(name=""), []),
         (tagged(name="two words"), tagged(name="two words"), []),
         ("<tool_call>a<b></tool_call> x ", "<tool_call>a<b></tool_call> x ", []),
