@@ -27,13 +27,15 @@ def random_output(schema: dict[str, Any], seed: str) -> list[int]:
     """Of one who likes to close what is open: strings and lists have no bound."""
     rng, output = random.Random(seed), []
     matcher = Matcher.compile(Grammar("json_schema", json.dumps(schema)), VOCABULARY)
-    while not output or output[-1] != STOP:
+    while True:
         assert len(output) < LONGEST, "it does not end"
         ids = np.flatnonzero(np.unpackbits(matcher.allowed().view(np.uint8), bitorder="little"))
         closing = [id for id in CLOSERS if id in ids]
-        output.append(int(rng.choice(closing if closing and rng.random() < 0.8 else ids)))
-        matcher.take(output[-1:])
-    return output[:-1]
+        token = int(rng.choice(closing if closing and rng.random() < 0.8 else ids))
+        if token == STOP:
+            return output
+        output.append(token)
+        matcher.take([token])
 
 
 def test_there_are_hundreds() -> None:
