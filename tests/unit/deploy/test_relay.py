@@ -35,6 +35,13 @@ class Wire:
         self.cancelled: list[int] = []
         self._context = zmq.asyncio.Context()
         self._sockets: dict[str, zmq.asyncio.Socket] = {}
+        self._num_sent = 0
+        self.num_arrived = 0
+
+    async def arrived(self) -> None:
+        """Until the inbox has read all that was sent."""
+        while self.num_arrived < self._num_sent:
+            await asyncio.sleep(0.001)
 
     async def send(self, to: Submission, events: list[TokenEvent], *, epoch: str = "e", seal: Seal | None = None):
         await self.send_bytes(to, Tokens(epoch, tuple(events)).pack(), seal=seal)
@@ -45,6 +52,7 @@ class Wire:
         if address.endpoint not in self._sockets:
             self._sockets[address.endpoint] = socket = self._context.socket(zmq.PUSH)
             socket.connect(address.endpoint)
+        self._num_sent += 1
         await self._sockets[address.endpoint].send((seal or Seal(address.key)).close(body))
 
     async def run(self, submission: Submission, *, stop_at: int | None = None, epoch: str = "e") -> Receipt:
@@ -79,8 +87,13 @@ async def wire() -> AsyncIterator[Wire]:
 
 
 @pytest.fixture
-async def inbox() -> AsyncIterator[Inbox]:
-    inbox = Inbox.open("127.0.0.1")
+async def inbox(wire: Wire) -> AsyncIterator[Inbox]:
+    class CountedInbox(Inbox):
+        def _sort(self, message: bytes) -> None:
+            super()._sort(message)
+            wire.num_arrived += 1
+
+    inbox = CountedInbox.open("127.0.0.1")
     yield inbox
     assert not inbox._feeds
     await inbox.close()
@@ -88,7 +101,7 @@ async def inbox() -> AsyncIterator[Inbox]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay_module, "_LATE_TOKENS_S", 0.1)
+    monkeypatch.setattr(relay_module, "_LATE_TOKENS_S", 1.0)
     monkeypatch.setattr(relay_module, "_FIRST_PAUSE_S", 0.001)
 
 
@@ -147,7 +160,7 @@ async def test_tokens_that_came_together_are_taken_together(make_relay, wire: Wi
         tokens = tuple(UNDISTURBED[start:] if request.attempt else UNDISTURBED[:cut])
         finish = "length" if request.attempt else None
         await wire.send(submission, [TokenEvent(request.request_id, request.attempt, start, tokens, finish)])
-        await asyncio.sleep(0.02)
+        await wire.arrived()
         return Receipt(6, "length") if request.attempt else Loss("killed", "died")
 
     assert await collect(make_relay(run), replace(REQUEST, max_drafts=3)) == UNDISTURBED
@@ -159,7 +172,7 @@ async def test_tokens_that_came_together_are_taken_together(make_relay, wire: Wi
 async def test_a_lost_replica_is_not_noticed(make_relay, wire: Wire, cut: int):
     async def dies(wire: Wire, submission: Submission) -> Loss:
         await wire.run(submission, stop_at=cut)
-        await asyncio.sleep(0.02)
+        await wire.arrived()
         return Loss("killed", "died", replica="a")
 
     assert await collect(make_relay(dies, undisturbed)) == UNDISTURBED
@@ -182,7 +195,7 @@ async def test_logprobs_come_once_for_each_token_whoever_made_it(make_relay, wir
             judged = replace(event(to, index), logprobs=(told(index),))
             of_prompt = () if index else (None, told(9))
             await wire.send(to, [replace(judged, prompt_logprobs=of_prompt)])
-            await asyncio.sleep(0.01)
+            await wire.arrived()
         return Loss("killed", "died", "a") if is_first else Receipt(6, "length")
 
     async with aclosing(make_relay(run).generate(REQUEST)) as stream:
@@ -197,7 +210,7 @@ async def test_tokens_that_come_after_the_loss_are_dropped(make_relay):
 
     async def dies(wire: Wire, submission: Submission) -> Loss:
         await wire.run(submission, stop_at=2)
-        await asyncio.sleep(0.02)
+        await wire.arrived()
         return Loss("connection lost", "moved")
 
     async def haunted(wire: Wire, submission: Submission) -> Receipt:
@@ -393,7 +406,7 @@ async def test_a_foreign_error_is_a_move(make_relay, wire: Wire, caplog: pytest.
 
     async def broken(wire: Wire, submission: Submission) -> Receipt:
         await wire.run(submission, stop_at=2)
-        await asyncio.sleep(0.02)
+        await wire.arrived()
         raise ZeroDivisionError("oops")
 
     assert await collect(make_relay(broken, undisturbed)) == UNDISTURBED
@@ -417,7 +430,7 @@ async def test_a_stream_ends_with_its_receipt_once_every_token_is_here(make_rela
     async def loses_the_end(wire: Wire, submission: Submission) -> Receipt:
         for index in range(6):
             await wire.send(submission, [replace(event(submission, index), finish=None)])
-        await asyncio.sleep(0.02)
+        await wire.arrived()
         return Receipt(6, "length")
 
     assert await collect(make_relay(loses_the_end)) == UNDISTURBED
