@@ -31,6 +31,7 @@ class ApiKey:
     tokens_per_minute: int | None = None  # prompt and output together
     max_concurrent: int | None = None
     models: tuple[str, ...] | None = None  # None: all
+    lowest_priority: int = 0  # of its requests: those of the lowest begin first, before everybody else's
 
     @classmethod
     def from_mapping(cls, raw: object, at: str) -> Self:
@@ -45,6 +46,7 @@ class ApiKey:
         values["sha256"] = _digest(values.get("sha256"), at)
         for name in ("requests_per_minute", "tokens_per_minute", "max_concurrent"):
             _check_budget(values.get(name), f"{at}.{name}")
+        _check_priority(values.get("lowest_priority", 0), f"{at}.lowest_priority")
         if "models" in values:
             values["models"] = _models(values["models"], f"{at}.models")
         return cls(**values)
@@ -71,6 +73,8 @@ def parse_keys(text: str) -> tuple[ApiKey, ...]:
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         raise ConfigError(f"is not YAML{f' (line {where.line + 1})' if where else ''}") from error
+    except (ValueError, RecursionError) as error:  # its words may hold what stands there
+        raise ConfigError("holds a value that is none, as a 13th month, or lists in lists in lists") from error
     if not isinstance(raw, list):
         raise ConfigError("must be a list of entries {name: ..., sha256: ...}; `glm-cluster keys new` prints one")
     keys = tuple(ApiKey.from_mapping(entry, f"[{index}]") for index, entry in enumerate(raw))
@@ -97,7 +101,8 @@ def new_key(name: str) -> tuple[str, ApiKey]:
 
 def entry_line(key: ApiKey) -> str:
     """The entry as a line of the file."""
-    return "- " + json.dumps({name: value for name, value in asdict(key).items() if value is not None})
+    unsaid = {field.name: field.default for field in fields(key)}
+    return "- " + json.dumps({name: value for name, value in asdict(key).items() if value != unsaid[name]})
 
 
 def append_key(path: Path, key: ApiKey) -> None:
@@ -145,6 +150,11 @@ def _digest(value: object, at: str) -> str:
 def _check_budget(value: object, at: str) -> None:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
         raise ConfigError(f"{at} must be a whole number of 1 or more, not {value!r}; leave it out for none")
+
+
+def _check_priority(value: object, at: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not -(2**31) <= value < 2**31:
+        raise ConfigError(f"{at} must be a whole number, below 0 for a bearer who may go before others, not {value!r}")
 
 
 def _models(value: object, at: str) -> tuple[str, ...]:

@@ -62,6 +62,7 @@ class Account:
             raise InvalidRequest(
                 f"n: {num_choices} choices (prompts x n); this server gives {self._max_choices} at most", param="n"
             )
+        self.caller.check_priority(prepared.generations[0].priority)
         num_prompt = sum(map(len, prepared.prompts))
         most = sum(generation.sampling.max_tokens for generation in prepared.generations)
         self.admit(model=model, num_prompt_tokens=num_prompt, max_tokens=most, user=prepared.user)

@@ -39,6 +39,13 @@ class Caller:
             names = ", ".join(map(repr, self.key.models))
             raise PermissionDenied(f"model: key {self.key.name!r} is for {names}, not {model!r}", param="model")
 
+    def check_priority(self, priority: int) -> None:
+        """Refuse to let a bearer's request go before those of others, unless the key is for that."""
+        if self.key is not None and priority < (lowest := self.key.lowest_priority):
+            raise PermissionDenied(
+                f"priority: key {self.key.name!r} may ask for {lowest} or more, not {priority}", param="priority"
+            )
+
     def cache_salt(self, given: str | None) -> str | None:
         """What keeps its prompts' cache apart: from the key, and from what the client gave beside it."""
         if self.key is None:
@@ -83,10 +90,12 @@ class Callers:
         try:
             seen = await asyncio.to_thread(_mark, self._path)
             if seen != self._seen:
-                self._seen = seen
                 self._keys = await asyncio.to_thread(read_keys, self._path)
+                self._seen = seen  # what could not be read is read again: a change of its mode leaves no mark
         except (OSError, ConfigError) as error:
             logging.getLogger(__name__).error("API keys stay as they were: %s", error)
+        except Exception:  # the edge of a task that nobody awaits: keys would never be taken away again
+            logging.getLogger(__name__).exception("API keys stay as they were")
 
 
 def _mark(path: Path) -> tuple[int, int, int]:

@@ -7,16 +7,19 @@ from contextlib import aclosing, contextmanager
 from functools import wraps
 from typing import Any, Protocol, TypeVar
 
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
 from grpc import StatusCode
 
 from glm_cluster.api.access import Access
 from glm_cluster.api.callers import Caller
 from glm_cluster.api.exchange import body_too_large
+from glm_cluster.api.servicer import GLM
 from glm_cluster.api.status_details import status_details
-from glm_cluster.errors import GlmError, Overloaded, clipped
+from glm_cluster.errors import GlmError, InvalidRequest, Overloaded, clipped
 
 _MESSAGE_BYTES = 1024  # trailers hold 8 KiB, in which a byte takes up to three, and more for the details
+_REQUESTS: dict[str, type[Message]] = {method.name: GetMessageClass(method.input_type) for method in GLM.methods}
 
 G = TypeVar("G", bound="Guarded")
 
@@ -70,36 +73,50 @@ def guarded(*names: str) -> Callable[[type[G]], type[G]]:
         for name in names:
             method = getattr(cls, name)
             streams = inspect.isasyncgenfunction(method)
-            setattr(cls, name, _guarded_stream(method) if streams else _guarded(method))
+            setattr(cls, name, (_guarded_stream if streams else _guarded)(method, _REQUESTS[name]))
         return cls
 
     return guard
 
 
-def _guarded(method: Any) -> Any:
+def _guarded(method: Any, kind: type[Message]) -> Any:
     @wraps(method)
-    async def call(self: Guarded, request: Message, context: CallContext) -> object:
-        return await method(self, request, _known(self.access, request, context))
+    async def call(self: Guarded, request: bytes | Message, context: CallContext) -> object:
+        message, known = _opened(self.access, request, kind, context)
+        return await method(self, message, known)
 
     return call
 
 
-def _guarded_stream(method: Any) -> Any:
+def _guarded_stream(method: Any, kind: type[Message]) -> Any:
     @wraps(method)
-    async def call(self: Guarded, request: Message, context: CallContext) -> AsyncGenerator[object, None]:
-        async with aclosing(method(self, request, _known(self.access, request, context))) as messages:
-            async for message in messages:
-                yield message
+    async def call(self: Guarded, request: bytes | Message, context: CallContext) -> AsyncGenerator[object, None]:
+        message, known = _opened(self.access, request, kind, context)
+        async with aclosing(method(self, message, known)) as messages:
+            async for one in messages:
+                yield one
 
     return call
 
 
-def _known(access: Access, request: Message, context: CallContext) -> KnownCall:
+def _opened(
+    access: Access, request: bytes | Message, kind: type[Message], context: CallContext
+) -> tuple[Message, KnownCall]:
+    """The message that was sent, which is not looked into before its sender and its length are known to be right."""
     with status_of(context):
         caller = _identify(access, context)
-        if request.ByteSize() > access.limits.max_body_bytes:
+        num_bytes = len(request) if isinstance(request, bytes) else request.ByteSize()
+        if num_bytes > access.limits.max_body_bytes:
             raise body_too_large(access.limits.max_body_bytes)
-        return KnownCall(context, caller)
+        return _parsed(request, kind) if isinstance(request, bytes) else request, KnownCall(context, caller)
+
+
+def _parsed(request: bytes, kind: type[Message]) -> Message:
+    try:
+        return kind.FromString(request)
+    except DecodeError as error:
+        name = kind.DESCRIPTOR.full_name
+        raise InvalidRequest(f"the bytes are no {name}; use the stubs of this release, or reflection") from error
 
 
 def _identify(access: Access, context: CallContext) -> Caller:

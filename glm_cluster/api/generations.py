@@ -160,6 +160,7 @@ def _kept(info: ModelInfo, request: GenerationBody, prompt: Prompt) -> Prompt:
         return prompt
     if most == -1:
         most = max(1, info.max_model_len - (request.output_limit or 1))
+        most = min(most, info.max_prompt_tokens or most)
     return replace(prompt, ids=prompt.ids[-most:])
 
 

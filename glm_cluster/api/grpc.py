@@ -39,6 +39,7 @@ from glm_cluster.api.server_messages import (
     tokenize_response,
 )
 from glm_cluster.api.service import Service
+from glm_cluster.api.servicer import GLM
 from glm_cluster.api.tokenization import detokenize, tokenize
 from glm_cluster.api.window import LOOP_BYTES, EncodeWindow
 from glm_cluster.metrics import Meters
@@ -46,7 +47,7 @@ from glm_cluster.metrics import Meters
 M = TypeVar("M")
 
 
-@guarded(*(method.name for method in glm_pb2.DESCRIPTOR.services_by_name["Glm"].methods))
+@guarded(*(method.name for method in GLM.methods))
 class GlmGrpc(HealthMethods):
     """The methods of glm_cluster.v1.Glm and of grpc.health.v1.Health. An error sets the call's status, then raises.
 

@@ -16,7 +16,7 @@ from glm_cluster.errors import ConfigError
 
 IMPORT_PATH = "glm_cluster.deploy.app:build_app"
 SERVICERS = (
-    "glm_cluster.api.proto.glm_pb2_grpc.add_GlmServicer_to_server",
+    "glm_cluster.api.servicer.add_glm_to_server",
     "grpc_health.v1.health_pb2_grpc.add_HealthServicer_to_server",
 )
 

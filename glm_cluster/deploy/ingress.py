@@ -206,6 +206,10 @@ class GlmIngress:
         """grpc.health.v1."""
         return await reply(self._grpc.Check, request, grpc_context)
 
+    async def List(self, request: Any, grpc_context: Any) -> Any:
+        """grpc.health.v1."""
+        return await reply(self._grpc.List, request, grpc_context)
+
     async def Watch(self, request: Any, grpc_context: Any) -> AsyncIterator[Any]:
         """grpc.health.v1, streaming."""
         async with aclosing(replies(self._grpc.Watch, request, grpc_context)) as messages:

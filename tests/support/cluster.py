@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,10 +75,11 @@ class RunningCluster:
         try:
             self._driver.wait(60)
         finally:
-            left = self.processes()
+            left = {process: line for process in self.processes() if (line := command_line(process))}
             for process in left:
-                process.kill()
-            assert not left, f"left behind: {[command_line(p) for p in left]}"
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            assert not left, f"left behind: {[*left.values()]}"
 
 
 def marked(mark: str) -> list[psutil.Process]:

@@ -22,6 +22,7 @@ from glm_cluster.api.http import build_http_app
 from glm_cluster.api.proto import glm_pb2_grpc
 from glm_cluster.api.server import Server
 from glm_cluster.api.service import ServedModel, Service
+from glm_cluster.api.servicer import add_glm_to_server
 from glm_cluster.api.window import EncodeWindow
 from glm_cluster.errors import GlmError
 from glm_cluster.metrics import Metric, NoMeters
@@ -352,7 +353,7 @@ async def serve_grpc(glm: GlmGrpc) -> AsyncIterator[grpc.aio.Channel]:
     """A channel to the methods, served for real on a free port."""
     server = grpc.aio.server()
     methods = _Adapter(glm)
-    glm_pb2_grpc.add_GlmServicer_to_server(methods, server)
+    add_glm_to_server(methods, server)
     health_pb2_grpc.add_HealthServicer_to_server(methods, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from glm_cluster.api.access import Access
 from glm_cluster.api.account import Account
 from glm_cluster.api.callers import Caller, Callers, safe_id
 from glm_cluster.config import Limits
-from glm_cluster.errors import Overloaded, PermissionDenied, RateLimited, Unauthenticated
+from glm_cluster.errors import ConfigError, Overloaded, PermissionDenied, RateLimited, Unauthenticated
 from glm_cluster.keys import ApiKey
 from glm_cluster.metrics import NoMeters
 
@@ -184,7 +185,42 @@ async def test_a_changed_file_is_taken_up(file: Path):
         name(callers, "one")
 
 
-@pytest.mark.parametrize("content", ["- {name: a", None])
+async def test_a_file_that_could_not_be_read_is_read_again_though_it_looks_the_same(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(path: Path) -> tuple[ApiKey, ...]:
+        raise ConfigError("permission denied")
+
+    callers = Callers(file)
+    file.write_text(entry("bob", "second"))
+    with monkeypatch.context() as patched:
+        patched.setattr("glm_cluster.api.callers.read_keys", refuse)
+        await callers.refresh()
+        assert name(callers, "one") == "ada"
+    await callers.refresh()
+    assert name(callers, "second") == "bob"
+
+
+async def test_no_fault_ends_the_watch(file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    def fail(path: Path) -> tuple[ApiKey, ...]:
+        raise ZeroDivisionError
+
+    callers = Callers(file)
+    file.write_text(entry("bob", "second"))
+    monkeypatch.setattr("glm_cluster.api.callers.read_keys", fail)
+    await callers.refresh()
+    assert "stay as they were" in caplog.text
+
+
+@pytest.mark.parametrize(("lowest", "asked", "may"), [(0, 0, True), (0, 5, True), (0, -1, False), (-3, -3, True)])
+def test_only_some_keys_may_go_before_others(lowest: int, asked: int, may: bool):
+    caller = bearer(lowest_priority=lowest)
+    with nullcontext() if may else pytest.raises(PermissionDenied, match=f"may ask for {lowest} or more"):
+        caller.check_priority(asked)
+    Caller(request_id="r").check_priority(-5)
+
+
+@pytest.mark.parametrize("content", ["- {name: a", "- {name: 2024-13-01}", None])
 async def test_a_broken_file_changes_nothing_and_is_logged(
     content: str | None, file: Path, caplog: pytest.LogCaptureFixture
 ):

@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,9 @@ from glm_cluster.api.answers import Usage, collect
 from glm_cluster.api.choices import _Choice
 from glm_cluster.api.generations import Prepared, seed_of
 from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest
+from glm_cluster.api.service import Service
 from glm_cluster.errors import InternalError
+from glm_cluster.metrics import NoMeters
 from glm_cluster.records import GenerationRequest, SamplingParams, TokenEvent, TokenLogprobs
 from glm_cluster.text.stops import StopStrings
 
@@ -257,6 +260,13 @@ async def test_token_ids_are_left_alone(service, echo):
 async def test_prompts_are_cut_to_their_last_tokens(service, echo, most, max_tokens, kept):
     await answers(service, "abc", truncate_prompt_tokens=most, max_tokens=max_tokens)
     assert bytes(echo.seen[0].prompt).decode() == kept
+
+
+async def test_a_prompt_is_cut_to_what_the_server_takes(service, echo):
+    tiny = service.model("tiny", "generate")
+    bounded = Service(models=[replace(tiny, info=replace(tiny.info, max_prompt_tokens=3))], meters=NoMeters())
+    await answers(bounded, "abcdef", truncate_prompt_tokens=-1, max_tokens=1)
+    assert bytes(echo.seen[0].prompt) == b"def"
 
 
 async def test_as_many_tokens_of_a_prompt_as_fit_are_kept(service, echo):
