@@ -63,6 +63,8 @@ def _of_schema(schema: dict[str, Any]) -> _Part:
 def _check_keywords(schema: dict[str, Any]) -> None:
     if _OPTIONS in schema:
         raise InvalidRequest(f"the keyword {_OPTIONS!r} is not supported; leave it out")
+    if isinstance(schema.get("required"), bool) and isinstance(schema.get("type"), str | list):
+        raise InvalidRequest("required is a list of names, beside the properties; write it so, or leave it out")
     if isinstance(pattern := schema.get("pattern"), str):
         limits.check_regex(pattern)
     if isinstance(patterns := schema.get("patternProperties"), dict):

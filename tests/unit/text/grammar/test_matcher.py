@@ -156,6 +156,15 @@ def test_other_dialects_are_refused(name: str) -> None:
         Matcher.compile(Grammar("json_schema", source), VOCABULARY)
 
 
+def test_a_property_that_says_it_is_required_is_refused() -> None:
+    """As in draft 3. The library left it out, and the property with it."""
+    schema = {"type": "object", "properties": {"a": {"type": "integer", "required": True}}}
+    with pytest.raises(InvalidRequest, match="required is a list of names"):
+        Matcher.compile(Grammar("json_schema", json.dumps(schema)), VOCABULARY)
+    named_so = {"type": "object", "properties": {"required": True, "type": {"enum": [1]}}, "required": ["type"]}
+    Matcher.compile(Grammar("json_schema", json.dumps(named_so)), VOCABULARY)
+
+
 def test_an_output_beside_the_grammar_is_an_error() -> None:
     matcher = Matcher.compile(Grammar("regex", "ab"), VOCABULARY)
     with pytest.raises(InternalError, match="left its grammar"):
