@@ -1,0 +1,23 @@
+"""Somebody who writes at random what a matcher lets through, of bytes, and likes to close what is open."""
+
+import random
+from collections.abc import Collection
+
+import numpy as np
+
+from glm_cluster.text.grammar.matcher import Matcher
+
+_CLOSERS = b'"]}'
+
+
+def random_output(matcher: Matcher, stop_ids: Collection[int], *, seed: str, most: int) -> list[int] | None:
+    """Ids without the stop token; None if there would be more than `most`: chance may never find how a pattern ends."""
+    rng, output = random.Random(seed), []
+    closers = {*_CLOSERS, *stop_ids}
+    while not output or output[-1] not in stop_ids:
+        if len(output) >= most:
+            return None
+        ids = np.flatnonzero(np.unpackbits(matcher.allowed(output).view(np.uint8), bitorder="little")).tolist()
+        closing = [id for id in ids if id in closers]
+        output.append(rng.choice(closing if closing and rng.random() < 0.8 else ids))
+    return output[:-1]
