@@ -26,11 +26,12 @@ CHAT: Moot = {
     "include_reasoning": (True,),
     "echo": (False,),
     "add_special_tokens": (False,),
+    "documents": ([],),
     **dict.fromkeys(("audio", "function_call", "functions", "moderation", "prediction", "reasoning_effort"), ()),
     **dict.fromkeys(("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "safety_identifier"), ()),
-    **dict.fromkeys(("documents", "mm_processor_kwargs", "web_search_options"), ()),
+    **dict.fromkeys(("mm_processor_kwargs", "web_search_options"), ()),
 }
-COMPLETION: Moot = {**GENERATION, "suffix": (), "best_of": ()}
+COMPLETION: Moot = {**GENERATION, "suffix": ()}
 MESSAGE: Moot = {"annotations": ([],)}
 STREAM_OPTIONS: Moot = {"include_obfuscation": (False,)}
 EMBEDDING: Moot = {"dimensions": (), "user": ()}

@@ -230,6 +230,7 @@ class CompletionRequest(GenerationBody):
     add_special_tokens: bool = True  # those that the tokenizer puts around a text; token ids are left alone
     logprobs: Few | None = None
     echo: bool = False
+    best_of: Count | None = None  # as many as n: all are the best
 
     @property
     def num_logprobs(self) -> int | None:
@@ -248,6 +249,12 @@ class CompletionRequest(GenerationBody):
     @property
     def _is_single(self) -> bool:
         return isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
+
+    @model_validator(mode="after")
+    def _all_are_the_best(self) -> Self:
+        if self.best_of is not None and self.best_of != self.n:
+            raise ValueError("best_of: only as many as n may be generated; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _choices_are_bounded(self) -> Self:

@@ -49,6 +49,15 @@ def test_what_is_not_there_is_refused_by_name(name, value):
     assert not Draft202012Validator(ChatCompletionRequest.model_json_schema()).is_valid({**body, name: value})
 
 
+def test_all_choices_may_be_the_best():
+    """Some clients always say so."""
+    body, _ = BODIES[CompletionRequest]
+    assert CompletionRequest.parse({**body, "n": 2, "best_of": 2}).n == 2
+    assert CompletionRequest.parse({**body, "best_of": 1}).n == 1
+    with pytest.raises(InvalidRequest, match="best_of"):
+        CompletionRequest.parse({**body, "n": 2, "best_of": 3})
+
+
 def test_no_field_is_both_moot_and_read():
     for cls, (_, moot) in BODIES.items():
         assert not moot.keys() & cls.model_fields.keys()
