@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema
 from support.bounds import bounded
 from support.schema_store import store_schemas
-from support.schemas import PACKAGES, real_schemas
+from support.schemas import real_schemas
 
 from glm_cluster.errors import InvalidRequest
 from glm_cluster.records import Grammar
@@ -17,9 +17,8 @@ from glm_cluster.text.grammar.limits import SOURCE_BYTES
 from glm_cluster.text.grammar.matcher import Matcher
 from glm_cluster.text.grammar.vocabulary import Vocabulary
 
-_PARTS = 4
-GROUPS = (*PACKAGES, *(f"store-{part}" for part in range(_PARTS)))
-"""OpenAI's types by package, and SchemaStore's files in parts of a size."""
+PARTS = 12
+"""OpenAI's types and SchemaStore's files, in parts of a size and a kind."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +85,9 @@ def _target(schema: dict[str, Any], pointer: str) -> Any:
     return value
 
 
-def forms(group: str) -> list[Form]:
-    """Those of a group that can be followed, and judged."""
-    if not group.startswith("store-"):
-        return [form for form in _all_forms() if form.name.startswith(f"{group}.")]
-    of_the_store = [form for form in _all_forms() if "://" in form.name]
-    return of_the_store[int(group.removeprefix("store-")) :: _PARTS]
+def forms(part: int) -> tuple[Form, ...]:
+    """Those of a part that can be followed, and judged."""
+    return _all_forms()[part::PARTS]
 
 
 @cache
