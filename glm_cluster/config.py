@@ -28,7 +28,7 @@ class EngineConfig:
     max_waiting: int = 1024  # requests queued before an engine answers 429
     step_tokens: int = 256  # token budget of one step: a long prompt holds the others up for one such step at a time
     block_tokens: int = 16  # slots in a KV block
-    speculative_tokens: int = 7  # most tokens guessed from a request's own text in one step; 0: none
+    speculative_tokens: int = 7  # most tokens guessed for a request in one step, from its text or its grammar; 0: none
     kv_cache_bytes: int | None = None  # a rank's share; None: from free memory
     max_model_len: int | None = None  # None: the checkpoint's limit
     step_deadline_s: float = 120.0  # a step slower than this kills its group
@@ -138,8 +138,9 @@ class ClusterConfig:
     num_ingresses: int = 1
     max_migrations: int = 3  # re-entries of one request after engine deaths
     request_timeout_s: float = 600.0
-    # API keys, each with its budgets, which hold in each ingress by itself: with several, the sum may be as many times
-    # as large. A path that is the same on every node with an ingress. None: anyone may call.
+    # API keys, each with its budgets. Ingresses tell each other every half second what was used: requests that come to
+    # several within that time may each find the same room. A path that is the same on every node with an ingress.
+    # None: anyone may call.
     api_keys_file: str | None = None
     usage_log: str | None = None  # file that gets a JSON line for each request, on every node with an ingress
     limits: Limits = field(default_factory=Limits)

@@ -23,7 +23,7 @@ _HEX = frozenset("0123456789abcdef")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
-    """One entry of the file. The budgets hold in each ingress by itself; None: no such budget."""
+    """One entry of the file. The budgets hold over all ingresses, half a second late; None: no such budget."""
 
     name: str  # what usage records call its bearer
     sha256: str  # of the key, in hex

@@ -51,7 +51,7 @@ REQUESTS = Metric(
 REQUEST_S = Metric(
     name="glm_request_seconds",
     kind="histogram",
-    description="From a request's last byte in to its answer's last byte out.",
+    description="From a request's arrival to its answer's last byte out; over HTTP its body counts in.",
     tag_keys=("wire", "route"),
     boundaries=_LATENCY_S,
 )
@@ -104,4 +104,9 @@ USAGE_LOST = Metric(
     name="glm_usage_records_lost_total",
     kind="counter",
     description="Usage records that could not be written.",
+)
+USAGE_UNKEPT = Metric(
+    name="glm_usage_records_unkept_total",
+    kind="counter",
+    description="Requests whose usage record is lost if their front process is killed.",
 )

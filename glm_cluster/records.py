@@ -66,6 +66,7 @@ class Grammar:
     opens_line: bool = (
         False  # a line break comes first, as from models whose answers begin on the line after the role's
     )
+    instead: str = ""  # a context-free grammar of what may come in its place, and without that line break
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,14 +4,15 @@ Knows callers, budgets, limits and the usage log. Refuses to know what is asked 
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Literal
 
 from glm_cluster.api.account import Account
-from glm_cluster.api.budgets import Budgets
+from glm_cluster.api.budgets import Budgets, Spent
 from glm_cluster.api.callers import Caller, Callers
 from glm_cluster.api.edge import edge
+from glm_cluster.api.ledger import Slot
 from glm_cluster.api.usage_log import UsageLog
 from glm_cluster.config import Limits
 from glm_cluster.errors import Overloaded
@@ -44,6 +45,14 @@ class Access:
         with account.kept(), edge(self._meters, wire, route), self._place(caller):
             yield account
 
+    def news(self) -> dict[str, Spent]:
+        """What other fronts have to hear of what was spent here since this was last asked."""
+        return self._budgets.news()
+
+    def hear(self, elsewhere: Mapping[str, Spent]) -> None:
+        """Charge what was spent at other fronts."""
+        self._budgets.hear(self.callers.keys, elsewhere)
+
     @contextmanager
     def _place(self, caller: Caller) -> Iterator[None]:
         most = self.limits.max_concurrent_requests
@@ -67,5 +76,6 @@ class Access:
             max_choices=self.limits.max_choices,
             reserve=lambda amount: budget.reserve_tokens(key, amount) if budget and key else 0,
             settle=lambda reserved, used: budget.settle_tokens(reserved, used) if budget else None,
-            write=lambda record: self._usage_log.put(record) if self._usage_log else None,
+            enter=lambda record: self._usage_log.enter(record) if self._usage_log else Slot.unkept(),
+            write=lambda record, slot: self._usage_log.put(record, slot) if self._usage_log else None,
         )

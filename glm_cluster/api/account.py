@@ -8,12 +8,12 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 
 from glm_cluster.api.answers import Delta
 from glm_cluster.api.callers import Caller
 from glm_cluster.api.generations import Prepared
-from glm_cluster.api.usage_log import UsageRecord
+from glm_cluster.api.ledger import Slot
+from glm_cluster.api.usage_record import FRONT_DIED, UsageRecord, utc
 from glm_cluster.errors import GlmError, InvalidRequest
 
 
@@ -29,7 +29,8 @@ class Account:
         max_choices: int,
         reserve: Callable[[int], int],
         settle: Callable[[int, int], None],
-        write: Callable[[UsageRecord], None],
+        enter: Callable[[UsageRecord], Slot],
+        write: Callable[[UsageRecord, Slot], None],
     ) -> None:
         self.caller = caller
         self._wire = wire
@@ -37,8 +38,11 @@ class Account:
         self._max_choices = max_choices
         self._reserve = reserve
         self._settle = settle
+        self._enter = enter
         self._write = write
-        self._model: str | None = None  # until it is admitted
+        self._started = time.perf_counter()
+        self._slot: Slot | None = None  # until it is admitted
+        self._model = ""
         self._user: str | None = None
         self._reserved = 0
         self._num_prompt = 0
@@ -52,6 +56,7 @@ class Account:
         self.caller.check_model(model)
         self._reserved = self._reserve(num_prompt_tokens + max_tokens)
         self._model, self._user, self._num_prompt = model, user, num_prompt_tokens
+        self._slot = self._enter(self._record(FRONT_DIED))
 
     def admit_generations(self, prepared: Prepared, *, model: str) -> Prepared:
         """The same of a request that generates, which is to run as it is returned: apart from other keys' prompts.
@@ -79,23 +84,31 @@ class Account:
             if delta.usage is not None:
                 self._num_cached = delta.usage.num_cached_tokens
             self._finish = delta.finish or self._finish
+            self._note()
             yield delta
             if streamed:
                 self._num_delivered += len(delta.token_ids)
+                self._note()
 
     def delivered(self) -> None:
         """All that came has gone out."""
         self._num_delivered = self._num_generated
+        self._note()
 
     def encoded(self, num_cached_tokens: int) -> None:
         """The prompts have been read; there are no tokens to deliver."""
         self._num_cached = num_cached_tokens
         self._finish = "stop"
+        self._note()
+
+    def _note(self) -> None:
+        """Keep the counts where they outlive this process."""
+        if self._slot is not None:
+            self._slot.count(self._num_generated, self._num_delivered, self._num_cached)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Settle and write the record at the end, whatever the end is."""
-        started = time.perf_counter()
         status = "internal_error"
         try:
             yield
@@ -107,18 +120,18 @@ class Account:
             status = "cancelled"
             raise
         finally:
-            if self._model is not None:
+            if self._slot is not None:
                 self._settle(self._reserved, self._num_prompt + self._num_generated)
-                self._write(self._record(self._model, status, time.perf_counter() - started))
+                self._write(self._record(status), self._slot)
 
-    def _record(self, model: str, status: str, duration_s: float) -> UsageRecord:
+    def _record(self, status: str) -> UsageRecord:
         return UsageRecord(
-            time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            time=utc(time.time()),
             request_id=self.caller.request_id,
             client_request_id=self.caller.client_request_id,
             key=None if self.caller.key is None else self.caller.key.name,
             user=self._user,
-            model=model,
+            model=self._model,
             wire=self._wire,
             route=self._route,
             prompt_tokens=self._num_prompt,
@@ -127,5 +140,5 @@ class Account:
             generated_tokens=self._num_generated,
             finish=self._finish,
             status=status,
-            duration_s=round(duration_s, 6),
+            duration_s=round(time.perf_counter() - self._started, 6),
         )

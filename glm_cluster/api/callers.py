@@ -64,7 +64,7 @@ class Callers:
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
-        self._keys: tuple[ApiKey, ...] = () if path is None else read_keys(path)
+        self.keys: tuple[ApiKey, ...] = () if path is None else read_keys(path)
         self._seen = None if path is None else _mark(path)
 
     def identify(self, authorizations: Sequence[bytes], caller: Caller) -> Caller:
@@ -73,7 +73,7 @@ class Callers:
             return caller
         if len(authorizations) != 1 or authorizations[0][: len(_BEARER)].lower() != _BEARER:
             raise Unauthenticated("no API key came with the request; send one as `Authorization: Bearer KEY`")
-        if (key := find_key(self._keys, authorizations[0][len(_BEARER) :].strip())) is None:
+        if (key := find_key(self.keys, authorizations[0][len(_BEARER) :].strip())) is None:
             raise Unauthenticated("the API key is not one of this cluster's; check it, or ask for a new one")
         return replace(caller, key=key)
 
@@ -90,7 +90,7 @@ class Callers:
         try:
             seen = await asyncio.to_thread(_mark, self._path)
             if seen != self._seen:
-                self._keys = await asyncio.to_thread(read_keys, self._path)
+                self.keys = await asyncio.to_thread(read_keys, self._path)
                 self._seen = seen  # what could not be read is read again: a change of its mode leaves no mark
         except (OSError, ConfigError) as error:
             logging.getLogger(__name__).error("API keys stay as they were: %s", error)

@@ -108,6 +108,7 @@ class _Choice:
         self._reader = None if reading is None else reading.begin()
         stops = prepared.stops
         self._matcher = None if stops is None else StopMatcher(stops, include=prepared.shows_stop)
+        self._hides_newline = prepared.skip_newline and reading is not None  # from the matcher: its reader drops it
         self._is_plain = stops is None and prepared.num_logprobs is None
         self._min_tokens = prepared.generations[index].sampling.min_tokens
         self._echo = prepared.echoes[index // prepared.n] if prepared.echoes else ""
@@ -184,9 +185,11 @@ class _Choice:
 
     def _show(self, text: str) -> str:
         self._num_chars += len(text)
-        if self._matcher is None:
+        if self._matcher is None or not text:
             return text
-        return self._matcher.push(text, armed=self.num_output > self._min_tokens)
+        hidden = "\n" if self._hides_newline and text.startswith("\n") else ""
+        self._hides_newline = False
+        return hidden + self._matcher.push(text[len(hidden) :], armed=self.num_output > self._min_tokens)
 
     @property
     def _matched(self) -> str | None:

@@ -12,6 +12,7 @@ from glm_cluster.text.grammar.vocabulary import Vocabulary
 from glm_cluster.text.grammar.workshop import Workshop
 
 PATIENCE_S = 10.0  # one takes a second at worst
+MAX_QUEUED = 64  # grammars that somebody waits for
 
 
 class GrammarDesk:
@@ -23,10 +24,16 @@ class GrammarDesk:
 
     async def check(self, grammar: Grammar, param: str) -> None:
         """Raise InvalidRequest that names `param` if no engine could follow the grammar."""
-        compiled = asyncio.wrap_future(self._workshop.compile(grammar))
-        done, _ = await asyncio.wait([compiled], timeout=self._patience_s)
-        if not done:
-            raise Overloaded("too many structured outputs are being prepared here; try again later", param=param)
+        if self._workshop.num_wanted >= MAX_QUEUED and not self._workshop.has(grammar):
+            raise _overloaded(param)
+        job = self._workshop.want(grammar)
+        try:
+            compiled = asyncio.wrap_future(job)
+            done, _ = await asyncio.wait([compiled], timeout=self._patience_s)
+        finally:
+            self._workshop.leave(job)
+        if not done or compiled.cancelled():
+            raise _overloaded(param)
         error = compiled.exception()
         if isinstance(error, InvalidRequest):
             raise InvalidRequest(f"{param}: {error.message}", param=param)
@@ -36,3 +43,7 @@ class GrammarDesk:
     def close(self) -> None:
         """End the thread once it has finished what it is doing."""
         self._workshop.close()
+
+
+def _overloaded(param: str) -> Overloaded:
+    return Overloaded("too many structured outputs are being prepared here; try again later", param=param)

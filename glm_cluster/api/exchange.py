@@ -1,6 +1,7 @@
 """One HTTP exchange over ASGI: a body in, JSON or server-sent events out, the client watched meanwhile.
 
-Knows bytes and sockets' ends. Refuses to know routes and what the JSON means.
+Knows bytes and sockets' ends. Refuses to know routes and what the JSON means. A request has its place before its body
+is read: what is on its way in takes memory as well.
 """
 
 import asyncio
@@ -9,13 +10,13 @@ import json
 import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 
-from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from glm_cluster.api.access import Access
+from glm_cluster.api.account import Account
 from glm_cluster.api.callers import Caller
 from glm_cluster.api.gate import caller_of
 from glm_cluster.api.replies import error_body, sse
-from glm_cluster.config import Limits
 from glm_cluster.errors import BodyTooLarge, BodyTooSlow, GlmError, Overloaded
 
 BODY_S = 60.0  # from the headers to the body's last byte
@@ -76,31 +77,34 @@ class Outgoing:
         await self._send({"type": "http.response.start", "status": status, "headers": encoded})
 
 
+class ClientGone(asyncio.CancelledError):
+    """There is nobody left to answer: what was asked is cancelled, and counted so."""
+
+
 class Endpoint:
-    """An ASGI application for one POST route. It owns the exchange from the body's last byte to the answer's."""
+    """An ASGI application for one POST route. It owns the exchange from the body's first byte to the answer's last."""
 
     def __init__(
-        self,
-        answer: Callable[[bytes, Outgoing], Coroutine[object, object, None]],
-        *,
-        max_body_bytes: int = Limits().max_body_bytes,
+        self, route: str, answer: Callable[[bytes, Outgoing, Account], Coroutine[object, object, None]], access: Access
     ) -> None:
+        self._route = route
         self._answer = answer
-        self._max_body_bytes = max_body_bytes
+        self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         out = Outgoing(send, caller_of(scope))
         try:
-            body = await read_body(receive, self._max_body_bytes)
-            await while_connected(receive, self._answer(body, out))
-        except ClientDisconnect:
+            with self._access.request("http", self._route, out.caller) as account:
+                body = await read_body(receive, self._access.limits.max_body_bytes)
+                await while_connected(receive, self._answer(body, out, account))
+        except ClientGone:
             return
         except GlmError as error:
             await out.fail(error)
 
 
 async def while_connected(receive: Receive, work: Coroutine[object, object, None]) -> None:
-    """Run `work`; cancel it when the client goes away, and do not return before it has cleaned up."""
+    """Run `work`; when the client goes away cancel it, and raise once it has cleaned up."""
     working = asyncio.ensure_future(work)
     watching = asyncio.ensure_future(_disconnected(receive))
     try:
@@ -110,6 +114,8 @@ async def while_connected(receive: Receive, work: Coroutine[object, object, None
         working.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await working
+    if working.cancelled():
+        raise ClientGone
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -132,7 +138,7 @@ async def _whole_body(receive: Receive, max_bytes: int) -> bytes:
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise ClientDisconnect
+            raise ClientGone
         chunks.append(message.get("body", b""))
         if (num_bytes := num_bytes + len(chunks[-1])) > max_bytes:
             raise body_too_large(max_bytes)

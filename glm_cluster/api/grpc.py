@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import TypeVar
 
+from google.protobuf.message import Message
+
 from glm_cluster.api.access import Access
 from glm_cluster.api.answers import Delta, collect
 from glm_cluster.api.calls import KnownCall, guarded, status_of
@@ -29,6 +31,7 @@ from glm_cluster.api.messages import (
 )
 from glm_cluster.api.proto import glm_pb2
 from glm_cluster.api.replies import Head, asked
+from glm_cluster.api.schema import Body
 from glm_cluster.api.server import Server
 from glm_cluster.api.server_messages import (
     detokenize_request,
@@ -45,6 +48,7 @@ from glm_cluster.api.window import LOOP_BYTES, EncodeWindow
 from glm_cluster.metrics import Meters
 
 M = TypeVar("M")
+B = TypeVar("B", bound=Body)
 
 
 @guarded(*(method.name for method in GLM.methods))
@@ -55,18 +59,22 @@ class GlmGrpc(HealthMethods):
     """
 
     def __init__(self, service: Service, server: Server, meters: Meters, access: Access | None = None) -> None:
-        super().__init__(server.ready)
+        super().__init__(server.ready, meters)
         self._service = service
         self._server = server
         self.access = access or Access(meters=meters)
+
+    async def _read(self, parse: Callable[[], B], request: Message, context: KnownCall) -> B:
+        """What `parse` makes of a request, which is for a model that its sender may ask."""
+        parsed = await self._service.read(parse, size_bytes=request.ByteSize())
+        context.caller.check_model(parsed.model)
+        return parsed
 
     async def Chat(self, request: glm_pb2.ChatRequest, context: KnownCall) -> glm_pb2.ChatResponse:
         """Answer a conversation in one message."""
         with status_of(context), self.access.request("grpc", "chat", context.caller) as account:
             request_id = "chatcmpl-" + context.caller.request_id
-            parsed = await self._service.read(
-                lambda: chat_request(request, stream=False), size_bytes=request.ByteSize()
-            )
+            parsed = await self._read(lambda: chat_request(request, stream=False), request, context)
             checked = await self._service.prepare_chat(request_id, parsed)
             prepared = account.admit_generations(checked, model=parsed.model)
             head = Head(id=request_id, model=parsed.model)
@@ -86,7 +94,7 @@ class GlmGrpc(HealthMethods):
         """Answer a conversation token by token."""
         with status_of(context), self.access.request("grpc", "chat_stream", context.caller) as account:
             request_id = "chatcmpl-" + context.caller.request_id
-            parsed = await self._service.read(lambda: chat_request(request, stream=True), size_bytes=request.ByteSize())
+            parsed = await self._read(lambda: chat_request(request, stream=True), request, context)
             checked = await self._service.prepare_chat(request_id, parsed)
             prepared = account.admit_generations(checked, model=parsed.model)
             writer = ChunkWriter(Head(id=request_id, model=parsed.model), asked(parsed, prepared))
@@ -101,7 +109,7 @@ class GlmGrpc(HealthMethods):
         """Continue prompts token by token."""
         with status_of(context), self.access.request("grpc", "generate", context.caller) as account:
             request_id = "cmpl-" + context.caller.request_id
-            parsed = await self._service.read(lambda: completion_request(request), size_bytes=request.ByteSize())
+            parsed = await self._read(lambda: completion_request(request), request, context)
             checked = await self._service.prepare_completion(request_id, parsed)
             prepared = account.admit_generations(checked, model=parsed.model)
             writer = ChunkWriter(Head(id=request_id, model=parsed.model), asked(parsed, prepared))
@@ -113,7 +121,7 @@ class GlmGrpc(HealthMethods):
     async def Classify(self, request: glm_pb2.ClassifyRequest, context: KnownCall) -> glm_pb2.ClassifyResponse:
         """Label inputs."""
         with status_of(context), self.access.request("grpc", "classify", context.caller) as account:
-            parsed = await self._service.read(lambda: classify_request(request), size_bytes=request.ByteSize())
+            parsed = await self._read(lambda: classify_request(request), request, context)
             return await classify_response(await classify(self._service, parsed, account))
 
     async def ClassifyTokens(
@@ -121,46 +129,47 @@ class GlmGrpc(HealthMethods):
     ) -> glm_pb2.ClassifyTokensResponse:
         """Label the tokens of inputs."""
         with status_of(context), self.access.request("grpc", "classify_tokens", context.caller) as account:
-            parsed = await self._service.read(lambda: classify_tokens_request(request), size_bytes=request.ByteSize())
+            parsed = await self._read(lambda: classify_tokens_request(request), request, context)
             answers = await classify_tokens(self._service, parsed, account)
             return await classify_tokens_response(answers, include_scores=parsed.include_scores)
 
     async def Embed(self, request: glm_pb2.EmbedRequest, context: KnownCall) -> glm_pb2.EmbedResponse:
         """Make vectors of inputs."""
         with status_of(context), self.access.request("grpc", "embeddings", context.caller) as account:
-            parsed = await self._service.read(lambda: embedding_request(request), size_bytes=request.ByteSize())
+            parsed = await self._read(lambda: embedding_request(request), request, context)
             return await embed_response(await embed(self._service, parsed, account))
 
     async def ListModels(self, request: glm_pb2.ListModelsRequest, context: KnownCall) -> glm_pb2.ListModelsResponse:
         """List what is served."""
-        return glm_pb2.ListModelsResponse(models=[model_message(info) for info in self._service.infos])
+        with self._edge("models", context):
+            return glm_pb2.ListModelsResponse(models=[model_message(info) for info in self._service.infos])
 
     async def GetModel(self, request: glm_pb2.GetModelRequest, context: KnownCall) -> glm_pb2.Model:
         """Describe one served model."""
-        with status_of(context):
+        with self._edge("model", context):
             return model_message(self._service.named(model_name(request)).info)
 
     async def Tokenize(self, request: glm_pb2.TokenizeRequest, context: KnownCall) -> glm_pb2.TokenizeResponse:
         """Turn a text or a conversation into token ids."""
         with status_of(context), self.access.request("grpc", "tokenize", context.caller):
-            parsed = await self._service.read(lambda: tokenize_request(request), size_bytes=request.ByteSize())
-            context.caller.check_model(parsed.model)
+            parsed = await self._read(lambda: tokenize_request(request), request, context)
             return await tokenize_response(await tokenize(self._service, parsed))
 
     async def Detokenize(self, request: glm_pb2.DetokenizeRequest, context: KnownCall) -> glm_pb2.DetokenizeResponse:
         """Turn token ids into text."""
         with status_of(context), self.access.request("grpc", "detokenize", context.caller):
-            parsed = await self._service.read(lambda: detokenize_request(request), size_bytes=request.ByteSize())
-            context.caller.check_model(parsed.model)
+            parsed = await self._read(lambda: detokenize_request(request), request, context)
             return glm_pb2.DetokenizeResponse(prompt=await detokenize(self._service, parsed))
 
     async def GetServerInfo(self, request: glm_pb2.GetServerInfoRequest, context: KnownCall) -> glm_pb2.ServerInfo:
         """Say what the server is made of."""
-        return server_info_message(self._server.info(self._service.infos))
+        with self._edge("server_info", context):
+            return server_info_message(self._server.info(self._service.infos))
 
     async def GetLoad(self, request: glm_pb2.GetLoadRequest, context: KnownCall) -> glm_pb2.Load:
         """Say how busy the server is."""
-        return load_message(await self._server.load())
+        with self._edge("load", context):
+            return load_message(await self._server.load())
 
 
 async def _written(write: Callable[[Delta], M], delta: Delta, size_bytes: int, window: EncodeWindow) -> M:

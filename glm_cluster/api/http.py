@@ -4,10 +4,10 @@ Knows paths and statuses, nothing of models or engines.
 """
 
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
@@ -41,6 +41,7 @@ from glm_cluster.api.replies import (
     http_error_body,
     whole_reply,
 )
+from glm_cluster.api.schema import Body
 from glm_cluster.api.server import Server
 from glm_cluster.api.server_replies import DetokenizeBody, tokenize_pieces
 from glm_cluster.api.service import Service
@@ -49,28 +50,27 @@ from glm_cluster.api.tokenization import DetokenizeRequest, TokenizeRequest, det
 from glm_cluster.api.window import LOOP_BYTES, EncodeWindow
 from glm_cluster.metrics import Meters
 
+B = TypeVar("B", bound=Body)
+
 
 def build_http_app(service: Service, server: Server, meters: Meters, access: Access | None = None) -> FastAPI:
     """The whole HTTP surface; without `access` anyone may ask."""
     access = access or Access(meters=meters)
-    max_body_bytes = access.limits.max_body_bytes
-    posts: dict[str, Callable[[bytes, Outgoing], Coroutine[object, object, None]]] = {
-        "/v1/chat/completions": _Generating(CHAT, _prepare_chat, service, access).answer,
-        "/v1/completions": _Generating(COMPLETION, _prepare_completion, service, access).answer,
-        "/v1/embeddings": _Encoding("embeddings", _embeddings, service, access).answer,
-        "/v1/classify": _Encoding("classify", _classify, service, access).answer,
-        "/v1/classify_tokens": _Encoding("classify_tokens", _classify_tokens, service, access).answer,
-        **dict.fromkeys(("/tokenize", "/v1/tokenize"), _Encoding("tokenize", _tokenize, service, access).answer),
-        **dict.fromkeys(
-            ("/detokenize", "/v1/detokenize"), _Encoding("detokenize", _detokenize, service, access).answer
-        ),
+    posts: dict[str, _Generating | _Encoding] = {
+        "/v1/chat/completions": _Generating(CHAT, _prepare_chat, service),
+        "/v1/completions": _Generating(COMPLETION, _prepare_completion, service),
+        "/v1/embeddings": _Encoding("embeddings", _embeddings, service),
+        "/v1/classify": _Encoding("classify", _classify, service),
+        "/v1/classify_tokens": _Encoding("classify_tokens", _classify_tokens, service),
+        **dict.fromkeys(("/tokenize", "/v1/tokenize"), _Encoding("tokenize", _tokenize, service)),
+        **dict.fromkeys(("/detokenize", "/v1/detokenize"), _Encoding("detokenize", _detokenize, service)),
     }
     routes = [
         *(
-            Route(path, Endpoint(answer, max_body_bytes=max_body_bytes), methods=["POST"])
-            for path, answer in posts.items()
+            Route(path, Endpoint(answering.route, answering.answer, access), methods=["POST"])
+            for path, answering in posts.items()
         ),
-        *about_routes(service, server),
+        *about_routes(service, server, meters),
         *document_routes(lambda: document(service.infos)),
     ]
     known = ", ".join(f"{'POST' if route.path in posts else 'GET'} {route.path}" for route in routes)
@@ -99,46 +99,52 @@ class _Order:
     told: Asked
 
 
-async def _prepare_chat(service: Service, request_id: str, body: bytes) -> _Order:
-    request = await service.read(lambda: ChatCompletionRequest.parse(decode_json(body)), size_bytes=len(body))
+async def _prepare_chat(service: Service, account: Account, request_id: str, body: bytes) -> _Order:
+    request = await _read(ChatCompletionRequest, service, account, body)
     return _order(request, await service.prepare_chat(request_id, request))
 
 
-async def _prepare_completion(service: Service, request_id: str, body: bytes) -> _Order:
-    request = await service.read(lambda: CompletionRequest.parse(decode_json(body)), size_bytes=len(body))
+async def _prepare_completion(service: Service, account: Account, request_id: str, body: bytes) -> _Order:
+    request = await _read(CompletionRequest, service, account, body)
     return _order(request, await service.prepare_completion(request_id, request))
+
+
+async def _read(kind: type[B], service: Service, account: Account, body: bytes) -> B:
+    """The request that a body is, for a model that its sender may ask."""
+    request = await service.read(lambda: kind.parse(decode_json(body)), size_bytes=len(body))
+    account.caller.check_model(request.model)
+    return request
 
 
 def _order(request: GenerationBody, prepared: Prepared) -> _Order:
     return _Order(model=request.model, prepared=prepared, stream=request.stream, told=asked(request, prepared))
 
 
-_Prepare: TypeAlias = Callable[[Service, str, bytes], Awaitable[_Order]]
+_Prepare: TypeAlias = Callable[[Service, Account, str, bytes], Awaitable[_Order]]
 
 
 class _Generating:
     """Answers one generating route, whole or as a stream."""
 
-    def __init__(self, dialect: Dialect, prepare: _Prepare, service: Service, access: Access) -> None:
+    def __init__(self, dialect: Dialect, prepare: _Prepare, service: Service) -> None:
+        self.route = dialect.route
         self._dialect = dialect
         self._prepare = prepare
         self._service = service
-        self._access = access
 
-    async def answer(self, body: bytes, out: Outgoing) -> None:
+    async def answer(self, body: bytes, out: Outgoing, account: Account) -> None:
         """Answer as the body asks."""
-        with self._access.request("http", self._dialect.route, out.caller) as account:
-            request_id = self._dialect.id_prefix + out.caller.request_id
-            order = await self._prepare(self._service, request_id, body)
-            prepared = account.admit_generations(order.prepared, model=order.model)
-            head = Head(id=request_id, model=order.model)
-            stream = self._service.stream(prepared)
-            async with aclosing(stream), aclosing(account.metered(stream, streamed=order.stream)) as deltas:
-                if order.stream:
-                    await _stream(EventWriter(self._dialect, head, order.told), deltas, out, prepared.window)
-                else:
-                    await out.json_pieces(200, await self._whole(head, await collect(deltas), order))
-                    account.delivered()
+        request_id = self._dialect.id_prefix + out.caller.request_id
+        order = await self._prepare(self._service, account, request_id, body)
+        prepared = account.admit_generations(order.prepared, model=order.model)
+        head = Head(id=request_id, model=order.model)
+        stream = self._service.stream(prepared)
+        async with aclosing(stream), aclosing(account.metered(stream, streamed=order.stream)) as deltas:
+            if order.stream:
+                await _stream(EventWriter(self._dialect, head, order.told), deltas, out, prepared.window)
+            else:
+                await out.json_pieces(200, await self._whole(head, await collect(deltas), order))
+                account.delivered()
 
     async def _whole(self, head: Head, answers: Answers, order: _Order) -> list[bytes]:
         told, window = order.told, order.prepared.window
@@ -153,51 +159,43 @@ class _Encoding:
     """Answers one route of models that give numbers."""
 
     def __init__(
-        self,
-        route: str,
-        pieces: Callable[[Service, Account, bytes], Awaitable[list[bytes]]],
-        service: Service,
-        access: Access,
+        self, route: str, pieces: Callable[[Service, Account, bytes], Awaitable[list[bytes]]], service: Service
     ) -> None:
-        self._route = route
+        self.route = route
         self._pieces = pieces
         self._service = service
-        self._access = access
 
-    async def answer(self, body: bytes, out: Outgoing) -> None:
+    async def answer(self, body: bytes, out: Outgoing, account: Account) -> None:
         """Answer what the body asks."""
-        with self._access.request("http", self._route, out.caller) as account:
-            await out.json_pieces(200, await self._pieces(self._service, account, body))
+        await out.json_pieces(200, await self._pieces(self._service, account, body))
 
 
 async def _embeddings(service: Service, account: Account, body: bytes) -> list[bytes]:
-    request = await service.read(lambda: EmbeddingRequest.parse(decode_json(body)), size_bytes=len(body))
+    request = await _read(EmbeddingRequest, service, account, body)
     answers = await embed(service, request, account)
     return await answers.window.drain(embedding_pieces(answers, request.encoding_format), len)
 
 
 async def _classify(service: Service, account: Account, body: bytes) -> list[bytes]:
-    request = await service.read(lambda: ClassifyRequest.parse(decode_json(body)), size_bytes=len(body))
+    request = await _read(ClassifyRequest, service, account, body)
     answers = await classify(service, request, account)
     return await answers.window.drain(classification_pieces(answers), len)
 
 
 async def _classify_tokens(service: Service, account: Account, body: bytes) -> list[bytes]:
-    request = await service.read(lambda: ClassifyTokensRequest.parse(decode_json(body)), size_bytes=len(body))
+    request = await _read(ClassifyTokensRequest, service, account, body)
     answers = await classify_tokens(service, request, account)
     return await answers.window.drain(token_pieces(answers, include_scores=request.include_scores), len)
 
 
 async def _tokenize(service: Service, account: Account, body: bytes) -> list[bytes]:
-    request = await service.read(lambda: TokenizeRequest.parse(decode_json(body)), size_bytes=len(body))
-    account.caller.check_model(request.model)
+    request = await _read(TokenizeRequest, service, account, body)
     tokenized = await tokenize(service, request)
     return await tokenized.window.drain(tokenize_pieces(tokenized), len)
 
 
 async def _detokenize(service: Service, account: Account, body: bytes) -> list[bytes]:
-    request = await service.read(lambda: DetokenizeRequest.parse(decode_json(body)), size_bytes=len(body))
-    account.caller.check_model(request.model)
+    request = await _read(DetokenizeRequest, service, account, body)
     reply: DetokenizeBody = {"prompt": await detokenize(service, request)}
     return [json.dumps(reply).encode()]
 

@@ -196,8 +196,7 @@ class ChatCompletionRequest(ToolFields, GenerationBody):
 
     @model_validator(mode="after")
     def _calls_may_come(self) -> Self:
-        """A form has no place for calls, and what bounds tokens may leave a demanded call none to choose."""
-        self.check_form_alone(tools=self.offered)
+        """What bounds tokens may leave a call that is held to something none to choose."""
         self.check_demand_alone(
             min_tokens=self.min_tokens,
             ignore_eos=self.ignore_eos,

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from glm_cluster.api.answers import CallDelta, Delta
 from glm_cluster.text.tokenizer import Tokenizer
 from glm_cluster.text.tools.dialect import Dialect
-from glm_cluster.text.tools.output import REASONING_SHOWN, SHOWN, OutputReader, call_reader
+from glm_cluster.text.tools.either import CallReader
+from glm_cluster.text.tools.output import REASONING_SHOWN, SHOWN, Family, OutputReader, call_reader
 from glm_cluster.text.tools.pieces import ArgumentsDelta, CallStart, Content, Piece, Reasoning
 from glm_cluster.text.tools.reasoning import ReasoningSplitter, State
 from glm_cluster.text.tools.tool import Tool
@@ -23,7 +24,8 @@ class Reading:
     dialect: Dialect
     tools: tuple[Tool, ...]  # as the model knows them; none: no calls are looked for
     thinking: State  # where the prompt leaves the model, if it thinks
-    certain: bool = False  # a grammar allows nothing but calls
+    certain: bool = False  # a grammar makes a call of whatever begins as one
+    at_once: bool = False  # calls come first, or the output is all text
     parallel: bool = True  # more than one call
     skip_newline: bool = False
 
@@ -43,11 +45,14 @@ class Reading:
         """A reader for one choice."""
         family = self.dialect.family
         reader = OutputReader(
-            calls=call_reader(family, self.tools, certain=self.certain) if self.tools and family else None,
+            calls=self._calls(family) if self.tools and family else None,
             thinks=ReasoningSplitter(self.thinking) if self.dialect.thinks else None,
             skip_newline=self.skip_newline,
         )
         return DeltaReader(reader, most_calls=None if self.parallel else 1)
+
+    def _calls(self, family: Family) -> CallReader:
+        return call_reader(family, self.tools, certain=self.certain, at_once=self.at_once)
 
 
 class DeltaReader:

@@ -6,13 +6,13 @@ out, and how models answer that give numbers instead of text.
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeVar
 
 from glm_cluster.api.answers import Delta, Usage
 from glm_cluster.api.choices import choice_deltas, count_tokens
-from glm_cluster.api.demand import held_calls
+from glm_cluster.api.demand import Held, held_form, held_output
 from glm_cluster.api.desk import GrammarDesk
 from glm_cluster.api.generations import Prepared, Prompt, generations, stop_ids
 from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest, GenerationBody, Message
@@ -119,24 +119,27 @@ class Service:
             "add_generation_prompt": request.opens_answer,
             "continue_final_message": request.continue_final_message,
         }
-        specials = model.tokenizer.special_ids
-        held = held_calls(request, model.speech, specials)
         rendered = await self.rendered(
             model,
             request.messages,
             request.chat_template_kwargs,
             tools=request.offered,
-            closes_thinking=held is not None or request.grammar is not None,
+            closes_thinking=bool(request.demanded) or request.grammar is not None,
             **options,
         )
         prompt = Prompt(ids=await model.window.encode(rendered), param="messages")
+        speech, specials = model.speech, model.tokenizer.special_ids
+        thinking, opens_line = thinking_at_end(rendered, specials), model_opens_line(rendered)
+        state = thinking if speech.thinks else None
+        held = held_output(request, speech, specials, thinking=state, opens_line=opens_line)
         reading = Reading(
-            dialect=model.speech,
-            tools=model.speech.understood(request.offered),
-            thinking=thinking_at_end(rendered, specials),
-            certain=bool(request.demanded),
+            dialect=speech,
+            tools=speech.understood(request.offered),
+            thinking=thinking,
+            certain=held is not None and held.certain,
+            at_once=held is not None and held.at_once,
             parallel=request.parallel_tool_calls,
-            skip_newline=model_opens_line(rendered),
+            skip_newline=opens_line,
         )
         return await _prepared(model, request_id, request, [prompt], reading=reading, held=held)
 
@@ -193,7 +196,7 @@ class Service:
             )
             for index, prompt in enumerate(request.prompts)
         ]
-        return await _prepared(model, request_id, request, prompts, echoes=request.echo)
+        return await _prepared(model, request_id, request, prompts, held=held_form(request), echoes=request.echo)
 
     def stream(self, prepared: Prepared) -> AsyncGenerator[Delta, None]:
         """The choices piece by piece. Closing this generator cancels the request down to the engine."""
@@ -211,7 +214,7 @@ async def _prepared(
     prompts: Sequence[Prompt],
     *,
     reading: Reading | None = None,
-    held: Grammar | None = None,
+    held: Held | None,
     echoes: bool = False,
 ) -> Prepared:
     assert model.generator is not None, "a model that generates has one"
@@ -220,7 +223,6 @@ async def _prepared(
     num_bytes = _TOKEN_BYTES * sum(map(len, request.stop))
     stops = await model.window.off_loop(lambda: StopStrings(request.stop), size_bytes=num_bytes)
     bad_words = await _bad_words(model, request.bad_words)
-    skip_newline = reading is not None and reading.skip_newline
     made = generations(
         model.info,
         request_id,
@@ -228,7 +230,7 @@ async def _prepared(
         prompts,
         bad_words=bad_words,
         prompt_logprobs=prompt_logprobs,
-        grammar=await _grammar(model, request, held, opens_line=skip_newline),
+        grammar=None if held is None else await _grammar(model, held),
     )
     echoed = [generation.prompt for generation in made[:: request.n]] if echoes else []
     num_bytes = _TOKEN_BYTES * sum(map(len, echoed))
@@ -239,7 +241,7 @@ async def _prepared(
         tokenizer=model.tokenizer,
         window=model.window,
         n=request.n,
-        skip_newline=skip_newline,
+        skip_newline=reading is not None and reading.skip_newline,
         stops=stops if request.stop else None,
         shows_stop=request.include_stop_str_in_output,
         told_stop_ids=stop_ids(model.info, request)[1],
@@ -252,21 +254,13 @@ async def _prepared(
     )
 
 
-async def _grammar(
-    model: ServedModel, request: GenerationBody, held: Grammar | None, *, opens_line: bool
-) -> Grammar | None:
-    """What the answers must match as a whole, looked over; with the line break that comes before them unseen.
-
-    The grammar of calls, `held`, says itself where there may be one.
-    """
-    grammar, field = (request.grammar, request.form_field) if held is None else (held, "tools")
-    if grammar is None:
-        return None
-    if model.desk is None:
-        raise InvalidRequest(f"{field}: {model.info.name!r} follows no form", param=field)
-    grammar = replace(grammar, opens_line=opens_line and held is None)
-    await model.desk.check(grammar, field)
-    return grammar
+async def _grammar(model: ServedModel, held: Held) -> Grammar:
+    """What the answers must match as a whole, looked over part by part, so that the field at fault is told."""
+    for part, field in held.parts:
+        if model.desk is None:
+            raise InvalidRequest(f"{field}: {model.info.name!r} follows no form", param=field)
+        await model.desk.check(part, field)
+    return held.grammar
 
 
 async def _bad_words(model: ServedModel, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:

@@ -1,6 +1,7 @@
-"""Gathers prompts so that one call tokenises many, on a thread of its own, which does other long work in between.
+"""Gathers prompts so that one call tokenises many, on a thread of its own; and long work on another one.
 
-Knows no request: text in, ids out.
+Knows no request: text in, ids out. A long body to read or a long prompt to render holds up others like it, no text that
+waits for its ids. Long replies are made between the batches, a slice at a time.
 
 The first prompt after a pause is encoded at once; while prompts keep coming, a batch starts at most every 2 ms, and
 no sooner than the one before it is done.
@@ -22,12 +23,13 @@ Ids: TypeAlias = tuple[int, ...]
 
 
 class EncodeWindow:
-    """One worker thread and the prompts that wait for it. `close()` ends the thread."""
+    """Two worker threads, and the prompts that wait for theirs. `close()` ends the threads."""
 
     def __init__(self, tokenizer: Tokenizer, meters: Meters) -> None:
         self._tokenizer = tokenizer
         self._meters = meters
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")
+        self._other = ThreadPoolExecutor(max_workers=1, thread_name_prefix="long-work")
         self._jobs: list[tuple[Text, asyncio.Future[Ids]]] = []
         self._rounds: asyncio.Task[None] | None = None  # alive while there are jobs
         self._next_start = 0.0  # on the loop's clock
@@ -41,16 +43,19 @@ class EncodeWindow:
         return await future
 
     async def off_loop(self, work: Callable[[], T], *, size_bytes: int) -> T:
-        """What `work` returns: done here at once if it has little to go through, else by the worker thread."""
+        """What `work` returns: done here at once if it has little to go through, else by the other thread.
+
+        It is not begun if nobody waits for it any more.
+        """
         if size_bytes <= LOOP_BYTES:
             return work()
-        return await asyncio.wrap_future(self._worker.submit(work))
+        return await asyncio.wrap_future(self._other.submit(work))
 
     async def drain(self, items: Iterator[T], size_bytes: Callable[[T], int]) -> list[T]:
         """All of `items`, each made when it is asked for, a slice at a time.
 
-        The first slice is made here, and is all of it for most answers. Later ones are made by the worker thread, with
-        room between them for whatever else it has to do.
+        The first slice is made here, and is all of it for most answers. Later ones are made by the thread that encodes,
+        with room between them for its batches.
         """
         drained, is_all = _slice(items, size_bytes)
         while not is_all:
@@ -59,8 +64,9 @@ class EncodeWindow:
         return drained
 
     def close(self) -> None:
-        """End the worker thread once it has finished what it is doing."""
-        self._worker.shutdown(wait=False)
+        """End the threads once they have finished what they are doing."""
+        for worker in (self._worker, self._other):
+            worker.shutdown(wait=False)
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()

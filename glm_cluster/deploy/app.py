@@ -15,7 +15,8 @@ from ray.serve.config import RequestRouterConfig
 from glm_cluster.config import ClusterConfig, DeviceName, ModelConfig
 from glm_cluster.deploy.channel import ReturnAddress
 from glm_cluster.deploy.ingress import GlmIngress
-from glm_cluster.deploy.names import INGRESS, replica_names
+from glm_cluster.deploy.names import INGRESS, POOL, replica_names
+from glm_cluster.deploy.pool import GlmPool
 from glm_cluster.deploy.replica import GlmReplica
 from glm_cluster.deploy.routing import GlmRequestRouter
 
@@ -56,7 +57,19 @@ def application(
         graceful_shutdown_timeout_s=drain_s,
         max_constructor_retry_count=start_attempts,
     )
-    return ingress.bind(config, *replicas)
+    return ingress.bind(config, *replicas, pool=_pool() if shares_budgets(config) else None)
+
+
+def shares_budgets(config: ClusterConfig) -> bool:
+    """Whether there are several fronts and budgets that they must not each give anew."""
+    return config.num_ingresses > 1 and config.api_keys_file is not None
+
+
+def _pool() -> Application:
+    deployment = serve.deployment(GlmPool).options(
+        name=POOL, num_replicas=1, ray_actor_options={"num_cpus": 0}, max_ongoing_requests=_NO_LIMIT
+    )
+    return deployment.bind()
 
 
 def _replica(

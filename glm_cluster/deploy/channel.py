@@ -5,7 +5,7 @@ Knows no socket, no event loop and no engine. Never pickle: a message is data, w
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, astuple, dataclass, field, fields
 from hashlib import blake2b
 from hmac import compare_digest
 from typing import Any, Literal, Self, TypeAlias
@@ -224,7 +224,7 @@ def _sampling_out(sampling: SamplingParams) -> dict[str, Any]:
     """What differs from the defaults: most requests say little, and each is sent with every attempt."""
     given = {name: getattr(sampling, name) for name in SamplingParams.__slots__}
     if sampling.grammar is not None:
-        given["grammar"] = (sampling.grammar.kind, sampling.grammar.source, sampling.grammar.opens_line)
+        given["grammar"] = astuple(sampling.grammar)
     return {name: value for name, value in given.items() if name not in _DEFAULTS or value != _DEFAULTS[name]}
 
 

@@ -132,11 +132,12 @@ class EngineLoop:
             self._drop_before(*key)
         try:
             self._engine.add(request)
-        except GlmError as error:
-            self._ended.append(Ended(*key, error))
-        except Exception as error:  # the edge of the process: the others keep their group
+        except GlmError as refusal:
+            self._ended.append(Ended(*key, refusal))
+        except Exception:  # the edge of the process: the others keep their group
             logger.exception("a request could not be added")
-            self._ended.append(Ended(*key, InternalError(f"the engine failed on the request: {error!r}")))
+            error = InternalError("the engine failed on the request; its log says why, please report it")
+            self._ended.append(Ended(*key, error))
         else:
             output = request.output if isinstance(request, GenerationRequest) else ()
             self._open[key] = _Open(submission.reply_to, len(output))

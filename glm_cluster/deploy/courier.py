@@ -4,6 +4,7 @@ Knows no Ray and no engine. One courier serves one epoch of a group and is close
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 import zmq
@@ -11,6 +12,8 @@ import zmq.asyncio
 
 from glm_cluster.deploy.channel import Ended, Loss, Orders, Receipt, Report, Seal, Submission
 from glm_cluster.errors import GlmError, InternalError
+
+logger = logging.getLogger(__name__)
 
 _WINDOW_S = 0.002  # orders given within this of the last message share the next one
 
@@ -101,4 +104,5 @@ def _packed(submission: Submission) -> bytes:
     try:
         return submission.pack()
     except (OverflowError, TypeError, ValueError) as error:
-        raise InternalError(f"the request cannot be sent to its engine: {error}") from error
+        logger.exception("a request cannot be packed")
+        raise InternalError("the request cannot be sent to its engine; the log says why, please report it") from error

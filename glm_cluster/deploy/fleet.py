@@ -1,18 +1,26 @@
-"""The replicas as an ingress sees them: one Serve handle, and Ray's failures put into our words."""
+"""The replicas as an ingress sees them: one Serve handle, and Ray's failures put into our words.
+
+What Ray says of them names actors and addresses: it goes into the log, and no further.
+"""
 
 import asyncio
+import logging
 from contextvars import Context
 from typing import Any
 
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
-from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 
 from glm_cluster.deploy.channel import Loss, Receipt, Submission
 from glm_cluster.deploy.routers import known_loads
+from glm_cluster.deploy.shared_answer import SharedAnswer
 from glm_cluster.errors import GlmError
 from glm_cluster.records import ReplicaLoad
 
+logger = logging.getLogger(__name__)
+
 _PROBE_S = 10.0
+_PROBE_KEPT_S = 1.0  # anyone may ask how the server is, as often as he likes
 
 
 class Fleet:
@@ -22,6 +30,8 @@ class Fleet:
         self._deployment = handle.deployment_id
         self._run = handle.run
         self._probe = handle.probe
+        self._alive = SharedAnswer(lambda: self._says_yes(step=False), kept_s=_PROBE_KEPT_S)
+        self._ready = SharedAnswer(lambda: self._says_yes(step=True), kept_s=_PROBE_KEPT_S)
 
     async def submit(self, submission: Submission) -> Receipt | Loss:
         """Run `submission` on some replica. Cancelling this cancels the call down to the engine."""
@@ -38,12 +48,12 @@ class Fleet:
         return call.result()
 
     async def alive(self) -> bool:
-        """Whether a replica has an engine."""
-        return await self._says_yes(step=False)
+        """Whether a replica has an engine, or had one a moment ago."""
+        return await self._alive.get()
 
     async def ready(self) -> bool:
-        """Whether a replica all of whose ranks can make a step now."""
-        return await self._says_yes(step=True)
+        """Whether there is a replica all of whose ranks can make a step, or could a moment ago."""
+        return await self._ready.get()
 
     async def loads(self) -> list[ReplicaLoad]:
         """What the replicas in service last told the routers of themselves: a second or two old."""
@@ -59,7 +69,7 @@ class Fleet:
         if not done:
             call.cancel()
             return False
-        return call.result()
+        return not call.cancelled() and call.result()
 
     async def _ask(self, *, step: bool) -> bool:
         response = self._probe.remote(step)
@@ -68,7 +78,10 @@ class Fleet:
         except asyncio.CancelledError:
             response.cancel()
             raise
-        except (RayError, GlmError, DeploymentUnavailableError):
+        except (RayError, RayServeException, GlmError):
+            return False
+        except Exception:  # the edge of the process: whatever else Serve may raise, nobody answered
+            logger.exception("a probe failed")
             return False
 
 
@@ -78,17 +91,20 @@ async def _answer(response: Any) -> Receipt | Loss:
         return outcome
     except ActorDiedError:
         return Loss("the replica died", "died")
-    except ActorUnavailableError as error:
+    except ActorUnavailableError:
         response.cancel()  # it may live on; the attempt's number is what fences its tokens off
-        return Loss(f"the replica cannot be reached: {error}", "moved")
+        logger.warning("a replica cannot be reached", exc_info=True)
+        return Loss("the replica cannot be reached", "moved")
     except DeploymentUnavailableError:
         return Loss("no replica could be started", "refused")
     except RayTaskError as error:
         if isinstance(error.cause, GlmError):
             raise error.cause from None
-        return Loss(f"the replica failed: {error.cause!r}", "moved")
-    except RayError as error:
-        return Loss(f"the replica call failed: {error!r}", "moved")
+        logger.exception("a replica failed: %r", error.cause)
+        return Loss("the replica failed", "moved")
+    except RayError:
+        logger.exception("a call to a replica failed")
+        return Loss("the call to the replica failed", "moved")
 
 
 def _cancel(response: Any) -> None:

@@ -24,6 +24,7 @@ from glm_cluster.deploy.call_end import replies, reply
 from glm_cluster.deploy.fleet import Fleet
 from glm_cluster.deploy.inbox import Inbox
 from glm_cluster.deploy.meters import RayMeters
+from glm_cluster.deploy.pool import PoolClient
 from glm_cluster.deploy.relay import Relay
 from glm_cluster.model.config import GlmConfig
 from glm_cluster.records import ModelInfo, ReplicaLoad
@@ -43,11 +44,12 @@ class GlmIngress:
     """One front process."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, config: ClusterConfig, *replicas: Any
+        self, config: ClusterConfig, *replicas: Any, pool: Any = None
     ) -> None:
         from glm_cluster.api.access import Access
         from glm_cluster.api.callers import Callers
         from glm_cluster.api.grpc import GlmGrpc
+        from glm_cluster.api.pool import keep_exchanging
         from glm_cluster.api.server import Server
         from glm_cluster.api.service import Service
         from glm_cluster.api.usage_log import UsageLog
@@ -70,7 +72,10 @@ class GlmIngress:
         callers = Callers(None if config.api_keys_file is None else Path(config.api_keys_file))
         self._usage_log = None if config.usage_log is None else UsageLog(Path(config.usage_log), self._meters)
         self._access = Access(meters=self._meters, callers=callers, limits=config.limits, usage_log=self._usage_log)
-        self._key_watch = asyncio.create_task(callers.watch())
+        self._watches = [asyncio.create_task(callers.watch())]
+        if pool is not None:
+            exchange = PoolClient(pool).exchange
+            self._watches.append(asyncio.create_task(keep_exchanging(self._access.news, self._access.hear, exchange)))
         self._grpc = GlmGrpc(self._service, self._server, self._meters, self._access)
         gc.collect()
         gc.freeze()  # what is here now stays, and each full collection would hold the loop up 60 ms to find that out
@@ -141,7 +146,9 @@ class GlmIngress:
 
     async def __del__(self) -> None:
         """Called by Serve on an orderly stop."""
-        self._key_watch.cancel()
+        self._grpc.stop()
+        for watch in self._watches:
+            watch.cancel()
         for model in self._models:
             model.window.close()
             if model.desk is not None:

@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 from glm_cluster.config import ClusterConfig, ModelConfig
@@ -87,6 +88,7 @@ def serve(
                 _ignore_signals()
                 on_stage("Stopping")
                 stop()
+                write_usage_left(config)
     except KeyboardInterrupt:
         return
 
@@ -236,6 +238,15 @@ def stop() -> None:
             ray_serve.shutdown()
     finally:
         ray.shutdown()
+
+
+def write_usage_left(config: ClusterConfig) -> None:
+    """Write the usage records of requests that the end of a front process cut short; no next one may ever start."""
+    from glm_cluster.api.inheritance import inherit_all
+
+    if config.usage_log is not None:
+        with suppress(OSError):
+            inherit_all(Path(config.usage_log))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from glm_cluster.errors import ConfigError
 
 INGRESS = "GlmIngress"
+POOL = "GlmPool"
 REPLICA = "GlmReplica"
 _STRANGE = re.compile(r"[^A-Za-z0-9_.-]")  # Serve refuses `#`, and HAProxy would rename `/`
 

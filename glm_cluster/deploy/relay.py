@@ -36,14 +36,14 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0  # between attempts that no engine 
 
 
 class Journal:
-    """What is known of one request: the ids already emitted, the attempts made, the replicas that failed it."""
+    """What is known of one request: the ids already emitted, the attempts made, the replica that failed it last."""
 
     def __init__(self, request: Request, request_id: str) -> None:
         self._request = request
         self._id = request_id
         self._output = list(request.output) if isinstance(request, GenerationRequest) else []
         self._attempt = request.attempt - 1
-        self._failed: list[str] = []
+        self._failed: str | None = None
         self.migrations = 0  # deaths among them
         self.deaths = 0
         self.refusals = 0  # in a row
@@ -62,8 +62,8 @@ class Journal:
 
     @property
     def avoid(self) -> tuple[str, ...]:
-        """Replicas to go round, if others are up."""
-        return tuple(self._failed)
+        """The replica to go round, if others are up. One that failed earlier may be well again by now."""
+        return () if self._failed is None else (self._failed,)
 
     def record(self, event: TokenEvent) -> TokenEvent:
         """Note `event` and return it under the name its caller knows it by."""
@@ -78,7 +78,7 @@ class Journal:
         else:
             self.migrations += 1
             self.deaths += loss.kind == "died"
-        self._failed = [loss.replica] if loss.replica else []
+        self._failed = loss.replica
 
 
 class Relay:
@@ -201,7 +201,8 @@ class _Attempt:
             case Loss() as loss:
                 return loss
             case other:
-                return Loss(f"the replica answered {other!r} instead of rows", "moved")
+                logger.error("a replica answered %r instead of rows", other)
+                return Loss("the replica answered something else instead of rows", "moved")
 
     def leave(self) -> None:
         """Cancel the call down to the engine, unless the request has ended there anyway."""
@@ -214,9 +215,9 @@ async def _call(submit: Submit, submission: Submission) -> Receipt | Loss | GlmE
         return await submit(submission)
     except GlmError as error:
         return error
-    except Exception as error:  # the edge of the process: whatever Ray raises, another replica may do better
+    except Exception:  # the edge of the process: whatever Ray raises, another replica may do better
         logger.exception("a replica call failed")
-        return Loss(f"a replica call failed: {error!r}", "moved")
+        return Loss("the replica call failed", "moved")
 
 
 def _outcome(call: "asyncio.Task[Receipt | Loss | GlmError]") -> Receipt | Loss | GlmError:

@@ -70,10 +70,18 @@ class BlockPool:
         return blocks
 
     def publish(self, block: int, name: bytes) -> None:
-        """Let a full block be found by its hash; the first block of a name keeps it."""
+        """Let a block that is full, or is after the next step, be found by its hash; the first of a name keeps it."""
         if name not in self._by_hash and block not in self._hash_of:
             self._by_hash[name] = block
             self._hash_of[block] = name
+
+    def withdraw(self, blocks: Sequence[int]) -> None:
+        """Let blocks be found no more: what they were to hold was not written."""
+        for block in blocks:
+            if (name := self._hash_of.pop(block, None)) is not None:
+                del self._by_hash[name]
+                if block in self._free:
+                    self._free.move_to_end(block, last=False)
 
     def release(self, blocks: Sequence[int]) -> None:
         """Drop one reference each. The end of a sequence becomes the first to be reused."""

@@ -1,4 +1,4 @@
-"""What a grammar is to the engine: for an output so far, the ids that may come next. Knows no grammar and no text."""
+"""What a grammar is to the engine: which ids may follow an output, and which must. Knows no grammar and no text."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias
@@ -11,7 +11,11 @@ from glm_cluster.records import Grammar
 
 
 class Constraint(Protocol):
-    """One sequence's. Called on rank 0, in the engine's thread."""
+    """One sequence's, which it is given as it comes. Called on rank 0, in the engine's thread.
+
+    What it says is a function of the tokens that it has been given, in however many parts, so that a request that is
+    taken up elsewhere goes on exactly.
+    """
 
     @property
     def error(self) -> GlmError | None:
@@ -20,19 +24,35 @@ class Constraint(Protocol):
 
     @property
     def is_ready(self) -> bool:
-        """Whether the sequence need not wait any more: `allowed` may be asked, or there is an `error`."""
+        """Whether the sequence need not wait any more: it can be given tokens and asked, or there is an `error`."""
         ...
 
     def wait(self, timeout_s: float) -> None:
         """Until it is ready, but not longer than that."""
         ...
 
-    def allowed(self, output: Sequence[int]) -> NDArray[np.int32] | None:
+    def leave(self) -> None:
+        """Nobody will ask it anything more, whether or not it is ready."""
+        ...
+
+    @property
+    def num_taken(self) -> int:
+        """How many tokens of output it has been given."""
+        ...
+
+    def take(self, tokens: Sequence[int]) -> None:
+        """The output goes on with these."""
+        ...
+
+    def allowed(self) -> NDArray[np.int32] | None:
         """A bit for each id, [ceil(V / 32)]: bit v % 32 of word v // 32 says whether v may come; None: see `error`.
 
-        A function of `output` alone, so that a re-entered request goes on exactly. From one call to the next the output
-        of a sequence only grows; the first call may come with any. Where it is complete, the stop tokens are allowed.
+        Where the output is complete, the stop tokens are allowed.
         """
+        ...
+
+    def forced(self) -> Sequence[int]:
+        """The next tokens as far as there is no choice about them; a guess, which `allowed` decides upon."""
         ...
 
 

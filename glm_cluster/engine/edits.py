@@ -44,12 +44,7 @@ def _edited(logits_RV: Tensor, draws: Sequence[Draw]) -> Tensor:
 
 def _constrain(logits_RV: Tensor, draws: Sequence[Draw]) -> None:
     """Only what the grammar of a row lets come after its output."""
-    masks = {
-        row: mask
-        for row, draw in enumerate(draws)
-        if (constraint := draw.past.constraint) is not None
-        if (mask := constraint.allowed(draw.last_output(draw.num_output))) is not None
-    }
+    masks = {row: mask for row, draw in enumerate(draws) if (mask := draw.past.allowed(draw.drafts)) is not None}
     if masks:
         words_RW1 = torch.from_numpy(np.stack(list(masks.values()))).to(logits_RV.device).unsqueeze(-1)
         bits_RV = (words_RW1 >> torch.arange(_WORD_BITS, device=logits_RV.device, dtype=torch.int32)) & 1

@@ -65,7 +65,10 @@ class Engine:
         self._scheduler.cancel(request_id, attempt)
 
     def step(self) -> list[TokenEvent]:
-        """Run one forward pass over whatever is most due; no events when idle."""
+        """Run one forward pass over whatever is most due; no events when idle.
+
+        After a pass that raised, the next one begins its sequences anew.
+        """
         plan = self._scheduler.plan()
         if plan is None:
             self._scheduler.wait(_PATIENCE_S)

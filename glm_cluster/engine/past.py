@@ -7,6 +7,9 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from glm_cluster.engine.constraint import Constraint
 from glm_cluster.engine.tally import Tally
 from glm_cluster.records import SamplingParams
@@ -45,6 +48,26 @@ class Past:
         """The same without the prompt."""
         self._said.add(self._from(self.num_prompt + self._said.num_tokens, drafts))
         return self._said
+
+    def allowed(self, drafts: Sequence[int]) -> NDArray[np.int32] | None:
+        """What may come after the output and `drafts` by the grammar; None where there is none, or it has an error."""
+        if self.constraint is None:
+            return None
+        self._inform(self.constraint, drafts)
+        return self.constraint.allowed()
+
+    def forced(self) -> Sequence[int]:
+        """What its grammar leaves no choice about after the output."""
+        if self.constraint is None:
+            return ()
+        self._inform(self.constraint, ())
+        return self.constraint.forced()
+
+    def _inform(self, constraint: Constraint, drafts: Sequence[int]) -> None:
+        """Give it what it has not been given yet."""
+        start = self.num_prompt + constraint.num_taken
+        assert start <= len(self.tokens) + len(drafts)
+        constraint.take(self._from(start, drafts))
 
     def _from(self, start: int, drafts: Sequence[int]) -> list[int]:
         return [*self.tokens[start:], *drafts[max(0, start - len(self.tokens)) :]]

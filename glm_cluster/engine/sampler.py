@@ -17,6 +17,7 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
+_UNIT = 2.0**60
 
 
 def sample(logits_RV: Tensor, params: Sequence[SamplingParams], positions: Sequence[int]) -> list[int]:
@@ -41,8 +42,8 @@ def _draw(logits_RV: Tensor, params: Sequence[SamplingParams], positions: Sequen
     probs_RV = _filter(probs_RV, params)
     seeds = torch.tensor([p.seed for p in params], dtype=torch.int64, device=device)
     uniform_R = philox_uniform(seeds, torch.tensor(positions, dtype=torch.int64, device=device))
-    mass_RV = probs_RV.double().cumsum(dim=-1)
-    target_R1 = (uniform_R * mass_RV[:, -1]).unsqueeze(1)
+    mass_RV = _mass(probs_RV)
+    target_R1 = (uniform_R * mass_RV[:, -1]).long().unsqueeze(1)
     rank_R1 = torch.searchsorted(mass_RV, target_R1, right=True).clamp_(max=mass_RV.shape[1] - 1)
     # Rounding may not carry a draw past the kept tokens; a row of NaN keeps none and gets its first.
     last_R1 = ((probs_RV > 0).sum(dim=-1, keepdim=True) - 1).clamp_(min=0)
@@ -58,13 +59,22 @@ def _filter(probs_RV: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     ranks_1V = torch.arange(width, device=device).unsqueeze(0)
     keep_R1 = torch.tensor([min(p.top_k or width, width) for p in params], device=device).unsqueeze(1)
     probs_RV = probs_RV.masked_fill(ranks_1V >= keep_R1, 0)
-    top_p_R1 = torch.tensor([p.top_p if p.top_p is not None else 1.0 for p in params], device=device).unsqueeze(1)
-    mass_RV = probs_RV.double().cumsum(dim=-1)
-    before_RV = mass_RV - probs_RV  # mass of the tokens ahead
+    top_ps = [1.0 if p.top_p is None else p.top_p for p in params]
+    top_p_R1 = torch.tensor(top_ps, dtype=torch.float64, device=device).unsqueeze(1)
+    mass_RV = _mass(probs_RV)
+    before_RV = mass_RV.roll(1, dims=-1)  # of the tokens ahead; nothing is asked of the first
     cut_RV = (before_RV >= top_p_R1 * mass_RV[:, -1:]) & (top_p_R1 < 1)
     probs_RV = probs_RV.masked_fill(cut_RV & (ranks_1V > 0), 0)
     min_p_R1 = torch.tensor([p.min_p or 0.0 for p in params], device=device).unsqueeze(1)
     return probs_RV.masked_fill(probs_RV < min_p_R1 * probs_RV[:, :1], 0)
+
+
+def _mass(probs_RV: Tensor) -> Tensor:
+    """The running sum of probabilities, in units of 2**-60: whole numbers, whose sum no order of adding changes.
+
+    CUDA adds floats up in an order of its own each time.
+    """
+    return (probs_RV.double() * _UNIT).long().cumsum(dim=-1)
 
 
 def philox_uniform(seeds_R: Tensor, positions_R: Tensor) -> Tensor:

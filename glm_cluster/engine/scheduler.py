@@ -5,8 +5,11 @@ the gap under a token budget. Oldest first, among those of one priority; when bl
 sequence gives its blocks back and is computed again later. An encode request is a sequence that ends when its prompt is
 computed.
 
-A small step takes guesses along in rows that cost little: each right one saves a step. What is sampled decides, so
-that tokens are those of a run without.
+In a step all keys and values are written, layer by layer, before any is read. So the blocks that a planned step is to
+fill can be found from then on, and requests that come together compute a prefix that they share once.
+
+A small step takes guesses along in rows that cost little: each right one saves a step. A large one takes what a grammar
+forces. What is sampled decides, so that tokens are those of a run without.
 """
 
 from bisect import bisect_left, bisect_right
@@ -59,6 +62,7 @@ class Scheduler:
         self._pool = pool
         self._block_tokens = block_tokens
         self._max_running = max_running
+        self._most_sampled = max(max_running, DRAFT_ROWS)  # rows of a step, see `memory.activation_bytes`
         self._step_tokens = step_tokens
         self._max_waiting = max_waiting
         self._max_len = max_model_len
@@ -68,6 +72,7 @@ class Scheduler:
         self._num_accepted = 0
         self._waiting: deque[Sequence] = deque()
         self._running: dict[str, Sequence] = {}
+        self._in_flight: StepPlan | None = None
         self._events: list[TokenEvent] = []
         self._failures: list[Failure] = []
 
@@ -79,7 +84,8 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Queue a request, or refuse one that could never run here or finds too many waiting before it.
 
-        A request that was running elsewhere when its engine was lost is never turned away.
+        One that was tried elsewhere before, and lost or not begun there, is never turned away: its client may have seen
+        tokens of it already.
         """
         if len(self._waiting) >= self._max_waiting and request.attempt == 0:
             raise Overloaded(f"{len(self._waiting)} requests are waiting here, the most this engine queues; try later")
@@ -130,12 +136,31 @@ class Scheduler:
             if sequence is None:
                 return
             self._waiting.remove(sequence)
+        if sequence.constraint is not None:
+            sequence.constraint.leave()
         self._drop(sequence)
         self._events.append(_event(sequence, (), "cancelled"))
 
     def plan(self) -> StepPlan | None:
-        """Choose the next step: running sequences first, then as many waiting ones as fit. None when idle."""
+        """Choose the next step: running sequences first, then as many waiting ones as fit. None when idle.
+
+        A plan that was not committed is of a step that failed.
+        """
+        if self._in_flight is not None:
+            self._undo(self._in_flight)
         self._fail_waiting()
+        self._in_flight = self._next_step()
+        return self._in_flight
+
+    def _undo(self, plan: StepPlan) -> None:
+        """What a failed step was to compute is not found, and its sequences begin anew."""
+        for part in reversed(plan.slices):
+            stop = (part.start + part.num_known) // self._block_tokens
+            self._pool.withdraw(part.blocks[part.start // self._block_tokens : stop])
+            if (sequence := self._running.get(part.key)) is not None:
+                self._preempt(sequence)
+
+    def _next_step(self) -> StepPlan | None:
         slices: list[Slice] = []
         budget, num_waiting = self._step_tokens, len(self._waiting)
         for sequence in list(self._running.values()):
@@ -152,6 +177,7 @@ class Scheduler:
 
     def commit(self, plan: StepPlan, output: StepOutput) -> list[TokenEvent]:
         """Record what a step computed and sampled; return its events, and those gathered since the last step."""
+        self._in_flight = None
         for part in plan.slices:
             if (sequence := self._running.get(part.key)) is not None:
                 self._commit_slice(sequence, part, output)
@@ -206,8 +232,16 @@ class Scheduler:
                 if youngest is sequence:
                     return 0
             else:
-                slices.append(_slice(sequence, count))
-                return count
+                return self._put(sequence, count, slices)
+
+    def _put(self, sequence: Sequence, count: int, slices: list[Slice]) -> int:
+        """Give a sequence's next tokens a place in the step, and let the blocks that they fill be found; their number.
+
+        Whoever has a place keeps it: those that are preempted for blocks are younger than all that have one.
+        """
+        slices.append(_slice(sequence, count))
+        self._publish(sequence, sequence.num_computed + count)
+        return count
 
     def _admissible(self) -> Iterator[Sequence]:
         """The first waiting sequence whose grammar is ready, again and again: whoever takes it must admit it."""
@@ -241,16 +275,22 @@ class Scheduler:
             sequence.num_cached = min(sequence.num_computed, len(sequence.request.prompt))
         self._waiting.remove(sequence)
         self._running[_key(sequence)] = sequence
-        slices.append(_slice(sequence, count))
-        return count
+        return self._put(sequence, count, slices)
 
     def _add_drafts(self, slices: list[Slice], budget: int) -> None:
-        """Put guesses behind the tokens of slices that sample, in rows and blocks to spare: those of trust first."""
+        """Put guesses behind the tokens of slices that sample, in rows and blocks to spare: those of trust first.
+
+        What a grammar forces comes before them, in any step that samples from few enough rows for the memory set aside:
+        its rows are not lost, only computed earlier.
+        """
+        sequences = {index: self._running[part.key] for index, part in enumerate(slices) if part.samples}
+        forced = {index: draft for index, sequence in sequences.items() if (draft := sequence.forced())}
+        budget -= self._share_out(slices, forced, min(budget, self._most_sampled - len(sequences)))
         num_rows = sum(len(part.tokens) for part in slices)
         if num_rows >= DRAFT_ROWS:
             return
-        sequences = {index: self._running[part.key] for index, part in enumerate(slices) if part.samples}
-        drafts = {index: draft for index, sequence in sequences.items() if (draft := sequence.draft())}
+        free = {index: sequence for index, sequence in sequences.items() if not sequence.is_forced}
+        drafts = {index: draft for index, sequence in free.items() if (draft := sequence.draft())}
         for is_trusted, most_rows in ((True, DRAFT_ROWS), (False, FREE_ROWS)):
             chosen = {i: draft for i, draft in drafts.items() if sequences[i].lookup.is_trusted is is_trusted}
             taken = self._share_out(slices, chosen, min(budget, most_rows - num_rows))
@@ -307,7 +347,8 @@ class Scheduler:
     def _take(self, sequence: Sequence, part: Slice, sampled: tuple[int, ...]) -> tuple[int, ...]:
         """Add the sampled tokens to the sequence, up to one that ends it; return what was added."""
         if part.num_drafts:
-            sequence.lookup.judge(len(sampled) - 1)
+            if not sequence.is_forced:
+                sequence.lookup.judge(len(sampled) - 1)
             self._num_drafted += part.num_drafts
             self._num_accepted += len(sampled) - 1
         before = len(sequence.tokens)
@@ -319,14 +360,18 @@ class Scheduler:
 
     def _advance(self, sequence: Sequence, num_tokens: int) -> None:
         """Count tokens as computed, let their full blocks be found, and give back those that only guesses were in."""
-        before = sequence.num_computed // self._block_tokens
+        self._publish(sequence, sequence.num_computed + num_tokens)
         sequence.num_computed += num_tokens
-        names = sequence.hashes(sequence.num_computed)
-        for index in range(before, len(names)):
-            self._pool.publish(sequence.blocks[index], names[index])
         num_blocks = -(-sequence.num_computed // self._block_tokens)
         self._pool.release(sequence.blocks[num_blocks:])
         del sequence.blocks[num_blocks:]
+
+    def _publish(self, sequence: Sequence, num_tokens: int) -> None:
+        """Let the blocks be found that are full with the first `num_tokens` tokens and were not before."""
+        filled = range(sequence.num_computed // self._block_tokens, num_tokens // self._block_tokens)
+        names = sequence.hashes(num_tokens) if filled else []
+        for index in filled:
+            self._pool.publish(sequence.blocks[index], names[index])
 
 
 def sequence_key(request_id: str, attempt: int) -> str:

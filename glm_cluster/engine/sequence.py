@@ -42,6 +42,7 @@ class Sequence:
         self.was_admitted = False
         self.blocks: list[int] = []
         self.lookup = PromptLookup()
+        self.is_forced = False  # whether its grammar has said what must follow, so that nothing is looked up
         self.constraint = constraint
         self.past = None if self.sampling is None else self._past(self.sampling, constraint)
         self._max_drafts = max_drafts
@@ -95,10 +96,21 @@ class Sequence:
         """Blocks needed beyond those held, to compute `num_tokens` more."""
         return -(-(self.num_computed + num_tokens) // self._block_tokens) - len(self.blocks)
 
+    def forced(self) -> tuple[int, ...]:
+        """Tokens that its grammar says must follow, as many as `draft` might give."""
+        if self.past is None or self.constraint is None or self._most_drafts < 1:
+            return ()
+        forced = tuple(self.past.forced())
+        self.is_forced = bool(forced)
+        return forced[: self._most_drafts]
+
     def draft(self) -> tuple[int, ...]:
         """Tokens that may follow, short of the sequence's end: one more is always sampled after them."""
-        most = min(self._max_drafts, self.max_len - len(self.tokens) - 1)
-        return self.lookup.draft(self.tokens, most) if most > 0 else ()
+        return self.lookup.draft(self.tokens, self._most_drafts) if self._most_drafts > 0 else ()
+
+    @property
+    def _most_drafts(self) -> int:
+        return min(self._max_drafts, self.max_len - len(self.tokens) - 1)
 
     def hashes(self, num_tokens: int) -> list[bytes]:
         """Names of the full blocks within the first `num_tokens` tokens; computed once each."""

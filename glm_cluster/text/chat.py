@@ -80,7 +80,7 @@ class ChatTemplate:
             values = {name: shield.cover(value) for name, value in variables.items()}
             prompt = self._fill(covered, add_generation_prompt, values)
             if continue_final_message:
-                prompt = prompt[: prompt.rindex(shield.end)]
+                prompt = _up_to(prompt, shield.end)
         return tuple(self._segments(prompt, shield))
 
     def render_text(
@@ -138,10 +138,16 @@ def _refusals() -> Iterator[None]:
 
 
 def _marked(message: object, end: str) -> object:
-    """Put a mark behind the content of a message."""
+    """Put a mark, and a space that shows whether the template trims, behind the content of a message."""
     if not isinstance(message, Mapping) or not isinstance(content := message.get("content"), str):
         raise ValueError("the final message has no text to continue")
-    return {**message, "content": content + end}
+    return {**message, "content": f"{content}{end} "}
+
+
+def _up_to(prompt: str, end: str) -> str:
+    """What comes before the mark; a template that trims a content would have trimmed it without the mark too."""
+    place = prompt.rindex(end)
+    return prompt[:place] if prompt.startswith(" ", place + 1) else prompt[:place].rstrip()
 
 
 def _present(message: object) -> object:

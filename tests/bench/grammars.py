@@ -75,13 +75,12 @@ class Ours:
 class _OurFollower:
     def __init__(self, matcher: Matcher) -> None:
         self._matcher = matcher
-        self._output: list[int] = []
 
     def mask(self) -> np.ndarray:
-        return self._matcher.allowed(self._output)
+        return self._matcher.allowed()
 
     def take(self, token: int) -> None:
-        self._output.append(token)
+        self._matcher.take((token,))
 
 
 class Xgrammar:
@@ -175,10 +174,11 @@ def _texts(schemas: dict[str, str]) -> dict[str, str]:
     for name, source in schemas.items():
         rng, output, matcher = random.Random(name), [], Matcher.compile(Grammar("json_schema", source), small)
         while not output or output[-1] != 256:
-            ids = np.flatnonzero(np.unpackbits(matcher.allowed(output).view(np.uint8), bitorder="little"))
+            ids = np.flatnonzero(np.unpackbits(matcher.allowed().view(np.uint8), bitorder="little"))
             ids = ids[(ids >= 32) & (ids < 127) | (ids == 256)]
             closing = [id for id in (34, 93, 125, 256) if id in ids]
             output.append(int(rng.choice(closing if closing and rng.random() < 0.2 else ids)))
+            matcher.take(output[-1:])
         texts[name] = bytes(output[:-1]).decode()
     return texts
 

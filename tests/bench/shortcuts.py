@@ -3,9 +3,10 @@
     .venv/bin/python tests/bench/shortcuts.py [--model DIR|demo] [--dtype bfloat16] [--rounds 3]
 
 prefix: 16 requests arrive together, 1,024 tokens that they share and 16 of their own; the time to the first token
-where the shared ones were computed before, and where no two prompts begin alike. repetitive: one stream continues a
-text that repeats itself; strange: random ids at temperature 1, where every guess is wrong. The last line printed is one
-JSON document; those of record are in `results/`.
+where the shared ones were computed before, and where no two prompts begin alike. choices: 8 of one prompt of 200
+tokens; the time until all have their first token, and where each has a salt of its own and computes for itself.
+repetitive: one stream continues a text that repeats itself; strange: random ids at temperature 1, where every guess is
+wrong. The last line printed is one JSON document; those of record are in `results/`.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from glm_cluster.launch import model_directory  # noqa: E402
 from glm_cluster.records import GenerationRequest, SamplingParams  # noqa: E402
 
 NUM_REQUESTS, SHARED, OWN = 16, 1024, 16
+NUM_CHOICES, CHOSEN = 8, 200
 NUM_OUT = 128
 NUM_IDS = 20_000
 
@@ -54,6 +56,10 @@ class Bench:
         prompts = [(shared if is_shared else self._ids(SHARED)) + self._ids(OWN) for _ in range(NUM_REQUESTS)]
         return median(self._run(prompts, num_out=1))
 
+    def choices(self, is_shared: bool) -> float:
+        """The time until all choices of a prompt have their first token, in seconds."""
+        return max(self._run([self._ids(CHOSEN)] * NUM_CHOICES, num_out=1, are_apart=not is_shared))
+
     def repetitive(self, is_guessing: bool) -> float:
         """Tokens a second; greedy, so that what comes repeats itself as the prompt does."""
         return self._stream(self._ids(16) * 8, SamplingParams(max_tokens=NUM_OUT, temperature=0.0), is_guessing)
@@ -76,12 +82,15 @@ class Bench:
             arrivals += [(time.perf_counter(), len(event.tokens)) for event in self._engine.step()]
         return sum(tokens for _, tokens in arrivals[1:]) / (arrivals[-1][0] - arrivals[0][0])
 
-    def _run(self, prompts: list[list[int]], *, num_out: int) -> list[float]:
-        """Seconds to the first token of each."""
+    def _run(self, prompts: list[list[int]], *, num_out: int, are_apart: bool = False) -> list[float]:
+        """Seconds to the first token of each; those that are apart share no prefix."""
         names = {f"{next(self._names)}": prompt for prompt in prompts}
         sampling = SamplingParams(max_tokens=num_out, temperature=0.0)
         for name, prompt in names.items():
-            self._engine.add(GenerationRequest(request_id=name, prompt=tuple(prompt), sampling=sampling))
+            salt = name if are_apart else None
+            self._engine.add(
+                GenerationRequest(request_id=name, prompt=tuple(prompt), sampling=sampling, cache_salt=salt)
+            )
         started, first = time.perf_counter(), {}
         while self._engine.has_work:
             for event in self._engine.step():
@@ -102,6 +111,7 @@ def main() -> None:
     bench = Bench(model, options.dtype)
     works: dict[str, Callable[[bool], float]] = {
         "prefix_ttft_s": bench.prefix,
+        "choices_ttft_s": bench.choices,
         "repetitive_tokens_per_s": bench.repetitive,
         "strange_tokens_per_s": bench.strange,
     }

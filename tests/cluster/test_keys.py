@@ -4,6 +4,7 @@ import json
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import httpx
 import pytest
 from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from support.cluster import RunningCluster, eventually
+from support.cluster import INGRESS, RunningCluster, eventually
 
 from glm_cluster.api.proto import glm_pb2, glm_pb2_grpc
 from glm_cluster.keys import append_key, new_key
@@ -173,6 +174,33 @@ def test_a_client_that_goes_away_is_recorded_once(
     (found,) = guarded.records()[before:]
     assert (found["status"], found["finish"], found["wire"]) == ("cancelled", None, wire)
     assert found["completion_tokens"] <= found["generated_tokens"] < 400
+
+
+def test_a_killed_front_leaves_one_record(cluster: RunningCluster, http: httpx.Client, guarded: Guarded):
+    """The next front writes it. What the client got was noted before, but for the chunk that was last on its way."""
+    (front,) = cluster.processes(INGRESS)
+    body = {"model": "tiny", "prompt": [9, 9], "max_tokens": 400, "stream": True, "prompt_lookup_num_tokens": 0}
+    chunks: list[dict[str, Any]] = []
+    with suppress(httpx.HTTPError), http.stream("POST", "/v1/completions", json=body | {"return_token_ids": True}) as r:
+        for line in r.iter_lines():
+            if line.startswith("data: {"):
+                chunks.append(json.loads(line.removeprefix("data: ")))
+            if len(chunks) == 5:
+                front.kill()
+    got = [len(choice["token_ids"]) for chunk in chunks for choice in chunk.get("choices", ())]
+    ours = chunks[0]["id"].removeprefix("cmpl-")
+
+    def of_ours() -> list[dict[str, Any]]:
+        return [one for one in guarded.records() if one["request_id"] == ours]
+
+    eventually(lambda: of_ours() != [], "the record")
+    eventually(cluster.healthy, "another front")
+    time.sleep(0.5)  # a second one would come about now
+    (found,) = of_ours()
+    assert (found["status"], found["finish"], found["key"], found["prompt_tokens"]) == ("front_died", None, "ada", 2)
+    assert 1 <= sum(got[:-1]) <= found["completion_tokens"] <= found["generated_tokens"] < 400
+    assert sum(got) <= found["generated_tokens"]
+    assert len([one for one in cluster.processes(INGRESS) if one != front]) == 1
 
 
 def test_a_new_key_works_without_a_restart(cluster: RunningCluster, guarded: Guarded):

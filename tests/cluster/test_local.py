@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,7 +15,7 @@ from uuid import uuid4
 import httpx
 import psutil
 import pytest
-from support.cluster import MARK, eventually, marked
+from support.cluster import INGRESS, MARK, command_line, eventually, marked
 
 from glm_cluster.deploy.local import free_port
 
@@ -115,6 +116,29 @@ def test_a_signal_ends_it_without_a_trace(serving, settings: Callable[..., dict[
     assert one.process.wait(30) == 0
     nothing_left(one)
     assert not segments & shared_memory()
+
+
+def test_what_a_killed_front_left_is_recorded_at_the_end(
+    serving, settings: Callable[..., dict[str, Any]], tmp_path: Path
+):
+    """There may be no next front to write it."""
+    log, before = tmp_path / "usage", shared_memory()
+    one = serving(settings(usage_log=str(log)))
+    url = one.until("ready")["ready"]["http_url"]
+    body = {"model": "tiny", "prompt": [9, 9], "max_tokens": 1000, "stream": True, "prompt_lookup_num_tokens": 0}
+    with ExitStack() as open_streams:
+        streams = [httpx.stream("POST", url + "/v1/completions", json=body, timeout=30) for _ in range(8)]
+        lines = [open_streams.enter_context(stream).iter_lines() for stream in streams]
+        for line in lines:
+            next(line)
+        (front,) = (process for process in one.left() if INGRESS in command_line(process))
+        front.kill()
+        one.process.send_signal(signal.SIGTERM)
+        assert one.process.wait(60) == 0
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    assert len({record["request_id"] for record in records}) == len(records) == 8
+    assert "front_died" in {record["status"] for record in records}
+    assert {name for name in shared_memory() - before if name.startswith("usage")} == set()
 
 
 def assert_all_was_read(shown: list[tuple[int, int]], model: str) -> None:

@@ -150,5 +150,5 @@ async def test_a_killed_group_comes_back_and_health_tells(cluster: RunningCluste
         begun.check()
         assert not stream.done()
         assert tuple(await stream) == case.expected
-    assert cluster.healthy()
+    await asyncio.to_thread(eventually, cluster.healthy, "health turns green")
     assert rank.pid not in [p.pid for p in cluster.processes(RANK)]

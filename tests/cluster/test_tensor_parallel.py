@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from support.cluster import RANK, REPLICA, Case, RunningCluster, all_at_once, eventually, stream_ids
+from support.cluster import RANK, REPLICA, AtToken, Case, RunningCluster, all_at_once, events, eventually, stream_ids
 
 from glm_cluster.model.kernels.build import Refusal, native_kernels
 
@@ -70,6 +71,40 @@ async def test_a_lost_rank_costs_no_token(cluster: RunningCluster, cases: MakeCa
     assert len(after) == TP
     assert not after & {p.pid for p in before}
     assert cluster.processes(REPLICA) == [replica]
+
+
+@pytest.mark.parametrize("index", [0, TP - 1])
+async def test_a_lost_rank_costs_no_choice_a_token_or_a_logprob(cluster: RunningCluster, index: int):
+    """Three choices of one prompt, each sampled, judged and penalised for itself, as where nothing happens."""
+    asked = {"n": 3, "logprobs": 2, "temperature": 0.8, "seed": 5, "presence_penalty": 0.5, "max_tokens": 120}
+    one_by_one = {"prompt_lookup_num_tokens": 0, "ignore_eos": True}
+    case = Case(tuple(range(40, 90)), {**asked, **one_by_one}, expected=())
+    rank = sorted(cluster.processes(RANK), key=lambda p: p.create_time())[index]
+    async with httpx.AsyncClient(base_url=cluster.http_url, timeout=120) as client:
+        undisturbed = await told_of_choices(client, case)
+        assert [len(told) for told in undisturbed.values()] == [120] * 3
+        assert len({tuple(told) for told in undisturbed.values()}) == 3
+        blow = AtToken(5, rank.kill)
+        disturbed = await told_of_choices(client, case, on_tokens=blow)
+    blow.check()
+    assert not rank.is_running()
+    assert disturbed == undisturbed
+    await asyncio.to_thread(eventually, cluster.healthy, "health turns green")
+
+
+async def told_of_choices(
+    client: httpx.AsyncClient, case: Case, *, on_tokens: Callable[[int], None] = lambda count: None
+) -> dict[int, list[tuple[Any, ...]]]:
+    """Of each choice, by index, its tokens: id, place in the text, spelling, log-probability, and the likeliest."""
+    told: defaultdict[int, list[tuple[Any, ...]]] = defaultdict(list)
+    async for chunk in events(client, case):
+        for choice in chunk["choices"]:
+            ids, said = choice["token_ids"], choice["logprobs"]
+            if ids:
+                columns = (said["text_offset"], said["tokens"], said["token_logprobs"], map(str, said["top_logprobs"]))
+                told[choice["index"]] += zip(ids, *columns, strict=True)
+                on_tokens(len(ids))
+    return dict(sorted(told.items()))
 
 
 async def test_a_killed_replica_leaves_no_rank(cluster: RunningCluster, cases: MakeCases):

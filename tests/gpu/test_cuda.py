@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from support.checkpoints import oracle, oracle_greedy
-from support.engines import drain, encode, encode_requests, mixed_requests
+from support.engines import drain, drain_events, encode, encode_requests, mixed_requests
 from support.groups import on_every_rank
 from torch.distributed import HashStore
 
@@ -52,6 +52,21 @@ def test_ids_do_not_depend_on_the_batch(checkpoint: Callable[..., Path], dtype: 
     for request in requests:
         alone |= drain(open_engine(_config(checkpoint, dtype=dtype)), [request])
     assert drain(open_engine(_config(checkpoint, dtype=dtype, step_tokens=step_tokens)), requests) == alone
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_choices_of_a_prompt_that_come_together_are_those_that_come_alone(
+    checkpoint: Callable[..., Path], dtype: str
+) -> None:
+    """They read keys and values that one of them writes in the same step."""
+    engine = open_engine(_config(checkpoint, dtype=dtype))
+    one = GenerationRequest(request_id="", prompt=tuple(range(2, 152)), sampling=SamplingParams(max_tokens=20))
+    choices = [replace(one, request_id=f"{i}", sampling=replace(one.sampling, seed=i)) for i in range(8)]
+    together = drain_events(engine, choices)
+    assert [together[c.request_id][0].num_cached_tokens for c in choices] == [0] + [144] * 7
+    for choice in choices:
+        alone = drain(open_engine(_config(checkpoint, dtype=dtype)), [choice])[choice.request_id]
+        assert tuple(t for event in together[choice.request_id] for t in event.tokens) == alone
 
 
 def test_reentry_continues_the_undisturbed_run(checkpoint: Callable[..., Path]) -> None:

@@ -14,7 +14,7 @@ from glm_cluster.config import EngineConfig
 from glm_cluster.engine.engine import open_engine
 from glm_cluster.model.loading import load_model
 from glm_cluster.model.ranks import Backend, Ranks
-from glm_cluster.records import TokenEvent, TokenLogprobs
+from glm_cluster.records import SamplingParams, TokenEvent, TokenLogprobs
 
 pytestmark = pytest.mark.parallel
 
@@ -49,6 +49,24 @@ def test_a_group_gives_the_ids_of_one_rank(checkpoint: Callable[..., Path], chan
     requests = mixed_requests(10, vocab_size=299, max_tokens=24)
     group, _ = open_group(config, size)
     assert drain(group, requests) == drain(open_engine(config), requests)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_choices_that_come_together_are_those_of_a_group_that_has_one_at_a_time(
+    checkpoint: Callable[..., Path], size: int
+) -> None:
+    """They read what one of them writes in the same step, on every rank: to the bit."""
+    (one,) = mixed_requests(1, vocab_size=301)
+    one = replace(one, prompt=tuple(range(2, 90)), sampling=SamplingParams(max_tokens=9, temperature=0.9, logprobs=3))
+    choices = [replace(one, request_id=f"{i}", sampling=replace(one.sampling, seed=i)) for i in range(5)]
+    config = EngineConfig(model=str(checkpoint()))
+    together, alone = open_group(config, size)[0], open_group(config, size)[0]
+    events = drain_events(together, choices)
+    assert [events[choice.request_id][0].num_cached_tokens for choice in choices] == [0, 80, 80, 80, 80]
+    for choice in choices:
+        (wanted,) = drain_events(alone, [choice]).values()
+        assert [*_told(events[choice.request_id])] == [*_told(wanted)]
+        assert [t for e in events[choice.request_id] for t in e.tokens] == [t for e in wanted for t in e.tokens]
 
 
 def test_two_all_reduces_a_layer_one_for_the_embedding_one_gather(checkpoint: Callable[..., Path]) -> None:

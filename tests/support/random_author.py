@@ -14,10 +14,11 @@ def random_output(matcher: Matcher, stop_ids: Collection[int], *, seed: str, mos
     """Ids without the stop token; None if there would be more than `most`: chance may never find how a pattern ends."""
     rng, output = random.Random(seed), []
     closers = {*_CLOSERS, *stop_ids}
-    while not output or output[-1] not in stop_ids:
-        if len(output) >= most:
-            return None
-        ids = np.flatnonzero(np.unpackbits(matcher.allowed(output).view(np.uint8), bitorder="little")).tolist()
+    while len(output) < most:
+        ids = np.flatnonzero(np.unpackbits(matcher.allowed().view(np.uint8), bitorder="little")).tolist()
         closing = [id for id in ids if id in closers]
         output.append(rng.choice(closing if closing and rng.random() < 0.8 else ids))
-    return output[:-1]
+        if output[-1] in stop_ids:
+            return output[:-1]
+        matcher.take(output[-1:])
+    return None

@@ -37,7 +37,7 @@ class Matcher:
     def __init__(self, state: llguidance.LLMatcher, num_words: int) -> None:
         self._state = state
         self._num_words = num_words
-        self._num_tokens = 0
+        self.num_taken = 0
 
     @classmethod
     def compile(cls, grammar: Grammar, vocabulary: Vocabulary) -> "Matcher":
@@ -47,7 +47,7 @@ class Matcher:
             raise InvalidRequest(_sentence(state.get_error()))
         matcher = cls(state, vocabulary.num_words)
         try:
-            matcher.fork().allowed(())  # what goes wrong at once goes wrong here
+            matcher.fork().allowed()  # what goes wrong at once goes wrong here
         except GlmError as error:
             raise InvalidRequest(f"nothing can match it, or it is too complex ({error.message})") from error
         return matcher
@@ -55,17 +55,17 @@ class Matcher:
     def fork(self) -> "Matcher":
         """Another one at the same place."""
         twin = Matcher(self._state.deep_copy(), self._num_words)
-        twin._num_tokens = self._num_tokens
+        twin.num_taken = self.num_taken
         return twin
 
-    def allowed(self, output: Sequence[int]) -> Mask:
-        """What may follow `output`, which begins with that of the call before. Complete: the stop tokens are allowed.
-
-        InternalError if the output does not match, InvalidRequest if the grammar turns out too complex here.
-        """
-        new, self._num_tokens = list(output[self._num_tokens :]), len(output)
-        if new and not self._state.consume_tokens(new):
+    def take(self, tokens: Sequence[int]) -> None:
+        """Go on with these. InternalError if they do not match, InvalidRequest if the grammar is too complex here."""
+        self.num_taken += len(tokens)
+        if tokens and not self._state.consume_tokens(list(tokens)):
             raise self._lost()
+
+    def allowed(self) -> Mask:
+        """What may follow; where the output is complete, the stop tokens. InvalidRequest as with `take`."""
         mask = np.zeros(self._num_words, dtype=np.int32)
         bits = np.frombuffer(self._state.compute_bitmask(), dtype=np.int32)
         if self._state.is_error() or not bits.any():
@@ -73,13 +73,17 @@ class Matcher:
         mask[: len(bits)] = bits[: self._num_words]
         return mask
 
+    def forced(self) -> list[int]:
+        """The next tokens as far as the grammar leaves one text alone, split as the tokenizer splits it."""
+        return list(self._state.compute_ff_tokens())
+
     def _lost(self) -> GlmError:
         """Why the output cannot go on: the grammar's fault, unless a token came that it had not let through."""
         error = self._state.get_error()
         if _BESIDE in error:
             return InternalError(f"the output left its grammar: {_sentence(error)}")
         return InvalidRequest(
-            f"the grammar cannot be followed after {self._num_tokens} tokens ({_sentence(error)}); make it simpler"
+            f"the grammar cannot be followed after {self.num_taken} tokens ({_sentence(error)}); make it simpler"
         )
 
 

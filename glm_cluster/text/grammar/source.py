@@ -20,7 +20,7 @@ from glm_cluster.text.grammar import limits
 _Part: TypeAlias = dict[str, Any]
 """One grammar of a list, in the library's form."""
 
-_LINE = r'start: "\n" @body'
+_LINE_BREAK = r'"\n" '
 _LAYOUT = {
     "item_separator": ", ",
     "key_separator": ": ",
@@ -37,8 +37,13 @@ _LITERAL = ("const", "enum", "default", "examples")  # keywords whose values are
 def library_source(grammar: Grammar) -> str:
     """What the library compiles; InvalidRequest, without a field's name, if the source is none of its kind."""
     body = _READERS[grammar.kind](grammar.source)
-    parts = [{"name": "line", "lark_grammar": _LINE}, {"name": "body", **body}] if grammar.opens_line else [body]
-    return json.dumps({"grammars": parts})
+    if not grammar.opens_line and not grammar.instead:
+        return json.dumps({"grammars": [body]})
+    start = f"start: {_LINE_BREAK if grammar.opens_line else ''}@body"
+    if not grammar.instead:
+        return json.dumps({"grammars": [{"lark_grammar": start}, {"name": "body", **body}]})
+    other = {"name": "instead", **_lark(grammar.instead)}
+    return json.dumps({"grammars": [{"lark_grammar": f"{start} | @instead"}, {"name": "body", **body}, other]})
 
 
 def _json(source: str) -> _Part:

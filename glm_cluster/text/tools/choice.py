@@ -1,34 +1,27 @@
 """What a model may write when it must call tools, or call them strictly, as a grammar: its calls always parse.
 
-Knows how each family writes calls, and the dialect of Lark that the engine's grammars are in. Refuses to know how a
-grammar is applied. The output ends where the grammar is satisfied and a stop token follows.
+Knows what stands before, between and after the calls of each family. Refuses to know how one call is written, and how
+a grammar is applied. The output ends where the grammar is satisfied and a stop token follows.
 """
 
-import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
 
 from glm_cluster.errors import InvalidRequest
 from glm_cluster.records import Grammar
-from glm_cluster.text.tools import glm4, glm45
-from glm_cluster.text.tools.arguments import types_of_schema
+from glm_cluster.text.tools import glm4, glm45, reasoning
 from glm_cluster.text.tools.output import Family
+from glm_cluster.text.tools.reasoning import State
+from glm_cluster.text.tools.rules import ANYTHING, glm4_rules, lenient_tagged_rules, quoted, tagged_rules
 from glm_cluster.text.tools.tool import Tool
 
-_ANYTHING = "/(?s:.+)/"
-_BODIES = {  # of GLM-4's All Tools
-    "python": _ANYTHING,
-    "simple_browser": (
-        r'/(search\("[^"\n]+"(, ?recency_days=[0-9]+)?\)|mclick\(\[[0-9]+(, ?[0-9]+)*\]\)|open_url\("[^"\n]+"\))/'
-    ),
-    "cogview": _ANYTHING,
-}
-_ONE_WAY = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # as models write JSON
 _ANY_OBJECT = {"additionalProperties": True}
-_STRICT = {"lenient": False, "coerce_one_of": False}  # refuse what cannot be enforced
-_LENIENT = {"lenient": True, "coerce_one_of": True}
-
-_MAY_ADD = {"$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas", "patternProperties"}  # more properties
+_SPACE = r"[\s\x1c-\x1f]"  # what Python strips, as the reader does around a name
+# From where the prompt leaves a model that thinks: no call begins before it has closed its reasoning.
+_THINKING: dict[State, str] = {
+    "inside": f"start: TEXT? ({reasoning.CLOSE} answer)?",
+    "before": rf"start: answer | /\s+/? {reasoning.OPEN} TEXT? ({reasoning.CLOSE} answer)?",
+    "after": "start: answer",
+}
 
 
 def forced_calls(tools: Sequence[Tool], family: Family, specials: Collection[str], *, parallel: bool) -> Grammar:
@@ -40,104 +33,57 @@ def forced_calls(tools: Sequence[Tool], family: Family, specials: Collection[str
         raise InvalidRequest("tool_choice: there are no tools to choose from; give some", param="tool_choice")
     if family == "glm4":
         between = glm4.TURN if glm4.TURN in specials else None
-        rules = [_glm4_rules(index, tool) for index, tool in enumerate(tools)]
+        rules = [glm4_rules(index, tool) for index, tool in enumerate(tools)]
     else:
-        line_break = "\n" if family == "glm45" else ""
-        between = _quoted(line_break) if line_break else ""  # a literal may not be empty
-        rules = [[*_Tagged(index, tool, line_break, specials).rules()] for index, tool in enumerate(tools)]
+        line_break = _line_break(family)
+        between = quoted(line_break) if line_break else ""  # a literal may not be empty
+        rules = [tagged_rules(index, tool, line_break, specials) for index, tool in enumerate(tools)]
     start = f"start: call ({between} call)*" if parallel and between is not None else "start: call"
-    call = "call: " + " | ".join(f"call_{index}" for index in range(len(tools)))
-    return Grammar("lark", "\n".join((start, call, *(line for lines in rules for line in lines), "")))
+    return _grammar([start], rules)
 
 
-def strict_calls(tools: Sequence[Tool], specials: Collection[str]) -> Grammar:
-    """The grammar of any output of GLM-4 whose calls of strict functions keep to their schemas.
+def strict_calls(
+    tools: Iterable[Tool], family: Family, specials: Collection[str], thinking: State | None
+) -> Grammar | None:
+    """The grammar of any output whose calls of strict functions keep to their schemas; None where none can tell.
 
-    Text is whatever does not begin as a call does. Where control tokens separate segments, that goes for each of them.
+    `thinking`: where the prompt leaves a model that thinks. Nothing can be told where a call begins by a text that may
+    stand anywhere: in reasoning before GLM-4's calls, or in front of tags that are no tokens.
     """
     functions = [tool for tool in tools if not tool.built_in]
+    if family == "glm4":
+        return None if thinking is not None else _strict_lines(functions, specials)
+    tags = glm45.TAGS if thinking is None else (*glm45.TAGS, reasoning.OPEN, reasoning.CLOSE)
+    if not set(tags).issubset(specials):
+        return None
+    rules = [
+        tagged_rules(index, tool, _line_break(family), specials) if tool.strict else lenient_tagged_rules(index, tool)
+        for index, tool in enumerate(functions)
+    ]
+    lines = [_THINKING[thinking or "after"], "answer: TEXT? (call TEXT?)*", f"TEXT: {ANYTHING}"]
+    return _grammar(lines, rules)
+
+
+def _strict_lines(functions: Sequence[Tool], specials: Collection[str]) -> Grammar:
+    """The same of GLM-4: text is whatever does not begin as a call does, in each segment between control tokens."""
     names = "|".join(tool.name for tool in functions)
     rules = [
-        _glm4_rules(index, tool if tool.strict else Tool(name=tool.name, parameters=_ANY_OBJECT))
+        glm4_rules(index, tool if tool.strict else Tool(name=tool.name, parameters=_ANY_OBJECT))
         for index, tool in enumerate(functions)
     ]
     lines = [
         f"start: segment ({glm4.TURN} segment)*" if glm4.TURN in specials else "start: segment",
         "segment: call | TEXT |",
-        rf"TEXT: {_ANYTHING} & ~/(?s:\s*({names})[ \t\r]*\n(\{{.*)?)/",
-        "call: " + " | ".join(f"call_{index}" for index in range(len(functions))),
+        rf"TEXT: {ANYTHING} & ~/(?s:{_SPACE}*({names})[{_SPACE}&&[^\n]]*\n(\{{.*)?)/",
     ]
-    return Grammar("lark", "\n".join((*lines, *(line for some in rules for line in some), "")))
+    return _grammar(lines, rules)
 
 
-def _glm4_rules(index: int, tool: Tool) -> list[str]:
-    body = _BODIES[tool.name] if tool.built_in else _json(_call_schema(tool), tool, None)
-    return [f"call_{index}: {_quoted(tool.name + chr(10))} body_{index}", f"body_{index}: {body}"]
+def _grammar(lines: Iterable[str], rules: Sequence[Sequence[str]]) -> Grammar:
+    """`lines`, and `call`: one of those whose rules are given."""
+    call = "call: " + " | ".join(f"call_{index}" for index in range(len(rules)))
+    return Grammar("lark", "\n".join((*lines, call, *(line for some in rules for line in some), "")))
 
 
-class _Tagged:
-    """The rules of one tool's calls between tags. A tag that is a token is named, as it matches no text."""
-
-    def __init__(self, index: int, tool: Tool, line_break: str, specials: Collection[str]) -> None:
-        self._index = index
-        self._tool = tool
-        self._line_break = line_break
-        self._specials = specials
-
-    def rules(self) -> Iterator[str]:
-        """Each argument in the schema's order, those that are not required optional."""
-        schema = _call_schema(self._tool)
-        properties: Mapping[str, Any] = schema.get("properties") or {}
-        required = schema.get("required") or ()
-        ids = [f"{self._index}_{place}" for place in range(len(properties))]
-        arguments = [
-            f"argument_{id}{'' if name in required else '?'}" for id, name in zip(ids, properties, strict=True)
-        ]
-        opening, closing = self._sequence(glm45.OPEN, self._tool.name + self._line_break), self._sequence(glm45.CLOSE)
-        yield " ".join((f"call_{self._index}:", opening, *arguments, closing))
-        for id, (name, value) in zip(ids, properties.items(), strict=True):
-            before = self._sequence("<arg_key>", name, "</arg_key>", self._line_break, "<arg_value>")
-            yield f"argument_{id}: {before} value_{id} {self._sequence(self._line_break)}"
-            yield from self._value(f"value_{id}", value, schema.get("$defs"))
-
-    def _value(self, rule: str, schema: Any, definitions: Any) -> Iterator[str]:
-        """A value and its closing tag. A string is written as it is, so that its tag alone ends it."""
-        closing = self._sequence("</arg_value>")
-        if types_of_schema(schema) != {"string"}:
-            yield f"{rule}: {rule}_json {closing}"
-            yield f"{rule}_json: {_json(schema, self._tool, definitions)}"
-        elif isinstance(schema, Mapping) and (values := schema.get("enum")):
-            yield f"{rule}: ({' | '.join(map(_quoted, values))}) {closing}"
-        elif "</arg_value>" in self._specials:
-            yield f"{rule}: /(?s:.*)/ {closing}"
-        else:
-            yield f'{rule}[suffix="</arg_value>"]: /(?s:.*)/'
-
-    def _sequence(self, *parts: str) -> str:
-        return " ".join(part if part in self._specials else _quoted(part) for part in parts if part)
-
-
-def _call_schema(tool: Tool) -> dict[str, Any]:
-    """The schema of a tool's arguments. A call names no argument that the schema does not."""
-    schema = dict(tool.schema)
-    if not tool.parameters and not tool.built_in:
-        schema["properties"] = {}
-    if "properties" in schema and schema.keys().isdisjoint(_MAY_ADD):
-        schema.setdefault("additionalProperties", False)
-    return schema
-
-
-def _json(schema: Any, tool: Tool, definitions: Any) -> str:
-    """What spells a value of a schema."""
-    spelled = dict(schema) if isinstance(schema, Mapping) else {}
-    if definitions is not None:
-        spelled["$defs"] = definitions
-    options = _ONE_WAY | (_STRICT if tool.strict else _LENIENT)
-    return f"%json {json.dumps({**spelled, 'x-guidance': options})}"
-
-
-def _quoted(text: str) -> str:
-    """A literal of the grammar, which has no way to write a control character."""
-    if any(ord(char) < ord(" ") and char not in "\n\r\t" for char in text):
-        raise InvalidRequest(f"tools: {text!r} has a control character in it; leave it out", param="tools")
-    return json.dumps(text, ensure_ascii=False)
+def _line_break(family: Family) -> str:
+    return "\n" if family == "glm45" else ""

@@ -99,7 +99,7 @@ def _with_native_calls(message: Turn, calls: Iterable[Turn]) -> dict[str, Any]:
     functions = [
         {"name": call["function"]["name"], "arguments": _parsed(call["function"]["arguments"])} for call in calls
     ]
-    thought = {"reasoning_content": message["reasoning_content"]} if message.get("reasoning_content") else {}
+    thought = {} if (text := message.get("reasoning_content")) is None else {"reasoning_content": text}
     return {
         "role": "assistant",
         "content": message.get("content") or "",

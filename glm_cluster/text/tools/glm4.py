@@ -1,17 +1,19 @@
 """Tool calls as GLM-4 writes them: the tool's name, a line break, the arguments.
 
-One output may have several segments with `<|assistant|>` between them. A segment is a call of a function if its first
-line is the name of one and all the rest is a JSON object, and a call of one of All Tools if its first line is its name.
-Anything else is text. So a function's arguments are known for a call only at the end of their segment, and come in one
-piece, unless the caller knows better (`certain`: a grammar allows nothing else).
+One output may have several segments with `<|assistant|>` between them; inside a string of arguments it is text. A
+segment is a call of a function if its first line is the name of one and all the rest is a JSON object, and a call of
+one of All Tools if its first line is its name. Anything else is text. So a function's arguments are known for a call
+only at the end of their segment, and come in one piece, unless the caller knows better (`certain`: a grammar makes a
+call of whatever begins as one).
 """
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from glm_cluster.text.tools.argument_stream import escaped as _inside_string
 from glm_cluster.text.tools.arguments import is_json_object
+from glm_cluster.text.tools.json_strings import JsonStrings
 from glm_cluster.text.tools.pieces import ArgumentsDelta, CallEnd, CallStart, Content, Piece, whole_call
 from glm_cluster.text.tools.tags import without_begun
 from glm_cluster.text.tools.tool import Tool
@@ -38,6 +40,7 @@ class _Function:
 
     name: str
     parts: list[str] = field(default_factory=list)  # of the whole segment
+    strings: JsonStrings = field(default_factory=JsonStrings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ class _Streamed:
 
     index: int
     escaped: bool  # its body is the one string of a JSON object
+    strings: JsonStrings = field(default_factory=JsonStrings)  # of a body that is JSON
 
 
 _Segment: TypeAlias = _Head | _Text | _Function | _Streamed
@@ -65,17 +69,22 @@ class Glm4Calls:
     def push(self, text: str) -> list[Piece]:
         """Return the pieces that `text` completes."""
         pieces: list[Piece] = []
-        *whole, rest = (self._pending + text).split(TURN)
-        for segment in whole:
-            pieces += self._read(segment)
-            pieces += self._close()
-        rest, self._pending = without_begun(rest, TURN)
+        before, *others = (self._pending + text).split(TURN)
+        for after in others:
+            pieces += self._read(before)
+            pieces += self._read(TURN) if self._is_in_string else self._close()
+            before = after
+        rest, self._pending = without_begun(before, TURN)
         return pieces + self._read(rest)
 
     def finish(self) -> list[Piece]:
         """Return what was held back."""
         pending, self._pending = self._pending, ""
         return self._read(pending) + self._close()
+
+    @property
+    def _is_in_string(self) -> bool:
+        return isinstance(self._segment, _Function | _Streamed) and self._segment.strings.is_open
 
     def _read(self, text: str) -> list[Piece]:
         pieces: list[Piece] = []
@@ -87,10 +96,13 @@ class Glm4Calls:
         match self._segment:
             case _Text():
                 pieces += _content(text)
-            case _Function(parts=parts):
+            case _Function(parts=parts, strings=strings):
                 parts.append(text)
-            case _Streamed(index=index, escaped=escaped):
-                pieces.append(ArgumentsDelta(index, _escaped(text) if escaped else text))
+                strings.push(text)
+            case _Streamed(index=index, escaped=escaped, strings=strings):
+                if not escaped:
+                    strings.push(text)
+                pieces.append(ArgumentsDelta(index, _inside_string(text) if escaped else text))
         return pieces
 
     def _judged(self, head: str) -> tuple[_Segment, str, list[Piece]]:
@@ -145,8 +157,3 @@ class Glm4Calls:
 
 def _content(text: str) -> list[Piece]:
     return [Content(text)] if text else []
-
-
-def _escaped(text: str) -> str:
-    """`text` as the inside of a JSON string."""
-    return json.dumps(text, ensure_ascii=False)[1:-1]

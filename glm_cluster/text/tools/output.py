@@ -6,9 +6,10 @@ and control tokens in it that it looks for (`SHOWN`).
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, TypeAlias
 
 from glm_cluster.text.tools import glm4, glm45, reasoning
+from glm_cluster.text.tools.either import CallReader, FormOrCalls
 from glm_cluster.text.tools.glm4 import Glm4Calls
 from glm_cluster.text.tools.glm45 import TaggedCalls
 from glm_cluster.text.tools.pieces import Content, Parsed, Piece, Reasoning, joined
@@ -22,14 +23,6 @@ SHOWN: Mapping[Family, tuple[str, ...]] = MappingProxyType(
     {"glm4": (glm4.TURN,), "glm45": glm45.TAGS, "glm47": glm45.TAGS}
 )
 REASONING_SHOWN = (reasoning.OPEN, reasoning.CLOSE)
-
-
-class CallReader(Protocol):
-    """What finds calls in a text."""
-
-    def push(self, text: str) -> list[Piece]: ...
-
-    def finish(self) -> list[Piece]: ...
 
 
 class OutputReader:
@@ -76,9 +69,18 @@ class OutputReader:
         return pieces
 
 
-def call_reader(family: Family, tools: Iterable[Tool], *, certain: bool = False) -> CallReader:
-    """The reader of a family's calls; `certain` if a grammar allows nothing but calls."""
-    return Glm4Calls(tuple(tools), certain=certain) if family == "glm4" else TaggedCalls(tuple(tools))
+def call_reader(family: Family, tools: Iterable[Tool], *, certain: bool = False, at_once: bool = False) -> CallReader:
+    """The reader of a family's calls.
+
+    `certain`: a grammar makes a call of whatever begins as one. `at_once`: calls come first, or the output is all text.
+    """
+    known = tuple(tools)
+    if family == "glm4":
+        reader: CallReader = Glm4Calls(known, certain=certain)
+        beginnings = [f"{tool.name}\n" if tool.built_in else f"{tool.name}\n{{" for tool in known]
+    else:
+        reader, beginnings = TaggedCalls(known, certain=certain), [glm45.OPEN]
+    return FormOrCalls(reader, beginnings) if at_once else reader
 
 
 def parse(reader: OutputReader, text: str) -> Parsed:

@@ -13,21 +13,29 @@ def without_begun(text: str, tag: str) -> tuple[str, str]:
 
 
 class Until:
-    """Reads up to a tag."""
+    """Reads up to the first of some tags."""
 
-    def __init__(self, tag: str) -> None:
-        self._tag = tag
+    def __init__(self, *tags: str) -> None:
+        self.found = ""  # the tag that came
+        self._tags = tags
         self._parts: list[str] = []
         self._pending = ""
 
     def push(self, text: str) -> tuple[str, str] | None:
-        """Return all that came before the tag and what comes after it; None as long as it has not come."""
-        before, found, after = (self._pending + text).partition(self._tag)
-        if found:
-            return "".join((*self._parts, before)), after
-        ready, self._pending = without_begun(before, self._tag)
-        self._parts.append(ready)
+        """Return all that came before the tag and what comes after it; None as long as none has come."""
+        text = self._pending + text
+        if places := [(place, tag) for tag in self._tags if (place := text.find(tag)) >= 0]:
+            place, self.found = min(places)
+            return "".join((*self._parts, text[:place])), text[place + len(self.found) :]
+        ready = len(text) - max(begun(text, tag) for tag in self._tags)
+        self._parts.append(text[:ready])
+        self._pending = text[ready:]
         return None
+
+    def take(self) -> str:
+        """Return what surely comes before a tag, which `push` then leaves out."""
+        ready, self._parts = "".join(self._parts), []
+        return ready
 
 
 class TrailingSpace:

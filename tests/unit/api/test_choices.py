@@ -3,6 +3,7 @@
 import asyncio
 from contextlib import aclosing
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -12,11 +13,14 @@ from glm_cluster.api.answers import Usage, collect
 from glm_cluster.api.choices import _Choice
 from glm_cluster.api.generations import Prepared, seed_of
 from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest
+from glm_cluster.api.reading import Reading
 from glm_cluster.api.service import Service
 from glm_cluster.errors import InternalError
 from glm_cluster.metrics import NoMeters
 from glm_cluster.records import GenerationRequest, SamplingParams, TokenEvent, TokenLogprobs
 from glm_cluster.text.stops import StopStrings
+from glm_cluster.text.tools.dialect import Dialect
+from glm_cluster.text.tools.tool import Tool
 
 EOS, BEGIN = 256, 257
 
@@ -106,6 +110,47 @@ def test_any_cut_of_the_output_gives_the_same_answer(text, stops, sizes, min_tok
         raise AssertionError("no end")
 
     assert run(sizes) == run([1] * 99)
+
+
+GLM4 = Dialect(family="glm4", thinks=False, tools="message", calls="metadata", result_role="observation")
+
+
+@pytest.mark.parametrize("offered", [(), (Tool(name="now"),)])
+@pytest.mark.parametrize("include", [False, True])
+@pytest.mark.parametrize(
+    ("text", "stop", "shown"),
+    [
+        ("\nHello\nworld", "\n", "Hello\n"),
+        ("\n\nHello", "\n", "\n"),
+        ("\nHello", "\nHel", "Hello"),
+        ("\nHello", "llo", "Hello"),
+        ("Hello\nworld", "\n", "Hello\n"),
+    ],
+)
+def test_the_line_break_that_is_not_shown_is_part_of_no_stop_string(text, stop, shown, include, offered):
+    """It was one with tools: `stop: ["\\n"]` then ended every answer of GLM-4 before its first word."""
+    request = GenerationRequest(request_id="r", prompt=(1,), sampling=SamplingParams(max_tokens=99))
+    reading = Reading(dialect=GLM4, tools=offered, thinking="before", skip_newline=True)
+    prepared = Prepared(
+        generations=(request,),
+        generator=None,
+        tokenizer=SimpleNamespace(to_bytes=Bytes().to_bytes, special_ids={}),
+        window=None,
+        skip_newline=True,
+        stops=StopStrings([stop]),
+        shows_stop=include,
+        reading=reading if reading.is_needed else None,
+    )
+    for size in (1, len(text)):
+        choice, told = _Choice(prepared, 0), ""
+        for start in range(0, len(text), size):
+            tokens = tuple(text[start : start + size].encode())
+            delta = choice.read(TokenEvent("r", 0, start, tokens, "length" if start + size >= len(text) else None))
+            told += delta.text
+            if delta.finish is not None:
+                break
+        stopped = delta.finish == "stop"
+        assert told == (shown if include or not stopped else shown.removesuffix(stop))
 
 
 @pytest.mark.parametrize(("min_tokens", "shown"), [(0, "x"), (2, "x"), (3, "xaby"), (6, "xabyab")])

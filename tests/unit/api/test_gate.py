@@ -133,13 +133,43 @@ async def test_a_harmful_id_is_not_shown_again(given: str, http: httpx.AsyncClie
     assert response.headers["x-request-id"] != given
 
 
+@pytest.fixture
+def tokenised(service, monkeypatch) -> list[object]:
+    """What was tokenised."""
+    seen: list[object] = []
+    encode_batch = service.named("tiny").tokenizer.encode_batch
+
+    def watched(texts):
+        seen.extend(texts)
+        return encode_batch(texts)
+
+    monkeypatch.setattr(service.named("tiny").tokenizer, "encode_batch", watched)
+    return seen
+
+
+MESSAGES = [{"role": "user", "content": "hello"}]
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
-    [("/v1/classify", {"input": "a"}), ("/tokenize", {"prompt": "a"}), ("/detokenize", {"tokens": [97]})],
+    [
+        ("/v1/chat/completions", {"messages": MESSAGES}),
+        ("/v1/chat/completions", {"messages": MESSAGES, "stream": True}),
+        ("/v1/completions", {"prompt": "a"}),
+        ("/v1/embeddings", {"input": "a"}),
+        ("/v1/classify", {"input": "a"}),
+        ("/v1/classify_tokens", {"input": "a"}),
+        ("/tokenize", {"prompt": "a"}),
+        ("/detokenize", {"tokens": [97]}),
+    ],
 )
-async def test_another_model_is_forbidden(path: str, body, http: httpx.AsyncClient):
-    response = await http.post(path, json={"model": "single", **body}, headers=KEY)
+@pytest.mark.parametrize("model", ["framing", "single", "tagger", "nowhere"])
+async def test_another_model_is_forbidden_before_any_work(path: str, body, model: str, http, tokenised):
+    """Prompts were rendered and tokenised, and grammars compiled, of those who may not ask."""
+    response = await http.post(path, json={"model": model, **body}, headers=KEY)
     assert (response.status_code, response.json()["error"]["code"]) == (403, "permission_denied")
+    assert response.json()["error"]["param"] == "model"
+    assert tokenised == []
 
 
 async def test_a_used_up_budget_says_when_to_try_again(http: httpx.AsyncClient):
@@ -239,6 +269,28 @@ async def test_limits_have_their_status(stub):
     call = glm.Generate(request, metadata=metadata)
     assert await status(call) == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert 1 <= int(dict(await call.trailing_metadata())["retry-after"]) <= 12
+
+
+USER = glm_pb2.ChatMessage(role=glm_pb2.ROLE_USER, content="hello")
+
+
+@pytest.mark.parametrize(
+    ("name", "request_"),
+    [
+        ("Chat", glm_pb2.ChatRequest(model="framing", messages=[USER])),
+        ("ChatStream", glm_pb2.ChatRequest(model="framing", messages=[USER])),
+        ("Generate", glm_pb2.GenerateRequest(model="framing", text="a")),
+        ("Embed", glm_pb2.EmbedRequest(model="framing", input=[glm_pb2.Input(text="a")])),
+        ("Classify", glm_pb2.ClassifyRequest(model="single", input=[glm_pb2.Input(text="a")])),
+        ("ClassifyTokens", glm_pb2.ClassifyTokensRequest(model="tagger", input=[glm_pb2.Input(text="a")])),
+        ("Tokenize", glm_pb2.TokenizeRequest(model="framing", prompt="a")),
+        ("Detokenize", glm_pb2.DetokenizeRequest(model="framing", tokens=[97])),
+    ],
+)
+async def test_another_model_is_forbidden_over_grpc_too(name: str, request_, stub, tokenised):
+    call = getattr(glm_pb2_grpc.GlmStub(stub), name)(request_, metadata=tuple(KEY.items()))
+    assert await status(call) == grpc.StatusCode.PERMISSION_DENIED
+    assert tokenised == []
 
 
 async def test_health_takes_none(stub):

@@ -2,7 +2,7 @@
 
 import gzip
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,16 @@ import httpx
 import jsonschema
 import pytest
 from support.about import WellServer, server_of
+from support.direct import Direct
 
 from glm_cluster.api.desk import GrammarDesk
 from glm_cluster.api.http import build_http_app
 from glm_cluster.api.service import ServedModel, Service
 from glm_cluster.api.window import EncodeWindow
 from glm_cluster.config import EngineConfig
-from glm_cluster.engine.engine import Engine, open_engine
+from glm_cluster.engine.engine import open_engine
 from glm_cluster.metrics import NoMeters
-from glm_cluster.records import GenerationRequest, ModelInfo, TokenEvent
+from glm_cluster.records import ModelInfo
 from glm_cluster.text.grammar.vocabulary import Vocabulary
 from glm_cluster.text.grammar.workshop import Workshop
 from glm_cluster.text.own_templates import served_template
@@ -42,21 +43,6 @@ TOOLS = [
     {"type": "function", "function": {"name": "now"}},
     {"type": "simple_browser"},
 ]
-
-
-class Direct:
-    """The engine itself, stepped by whoever reads from it."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self.prompts: list[tuple[int, ...]] = []
-
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
-        self.prompts.append(request.prompt)
-        self._engine.add(request)
-        while self._engine.has_work:
-            for event in self._engine.step():
-                yield event
 
 
 @pytest.fixture(scope="module")

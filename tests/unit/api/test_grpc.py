@@ -167,6 +167,22 @@ async def test_watch_tells_each_change_once(channel, state, monkeypatch):
     assert told == [SERVING, NOT_SERVING, SERVING]
 
 
+async def test_a_server_that_stops_says_so_and_ends_its_watches(service, server, tally, served):
+    """An open watch was one of the calls that its end waited for."""
+    glm = GlmGrpc(service, server, tally)
+    async with served(glm) as channel, asyncio.timeout(30):
+        health = health_pb2_grpc.HealthStub(channel)
+        watching = health.Watch(health_pb2.HealthCheckRequest())
+        assert (await watching.read()).status == SERVING
+        glm.stop()
+        assert (await watching.read()).status == NOT_SERVING
+        assert await watching.read() is grpc.aio.EOF
+        assert await watching.code() == grpc.StatusCode.OK
+        assert (await health.Check(health_pb2.HealthCheckRequest())).status == NOT_SERVING
+        late = health.Watch(health_pb2.HealthCheckRequest())
+        assert [answer.status async for answer in late] == [NOT_SERVING]
+
+
 class Context:
     """What a call leaves on its context."""
 

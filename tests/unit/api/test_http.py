@@ -11,6 +11,7 @@ import pytest
 import uvicorn
 
 from glm_cluster.api import exchange
+from glm_cluster.api.access import Access
 from glm_cluster.api.http import build_http_app
 from glm_cluster.config import Limits
 from glm_cluster.errors import EngineUnavailable, Overloaded
@@ -215,6 +216,52 @@ async def test_a_body_that_does_not_come_is_not_waited_for(service, server, tall
     await build_http_app(service, server, tally)(scope, asyncio.Event().wait, send)
     assert sent[0]["status"] == 408
     assert json.loads(sent[1]["body"])["error"]["code"] == "body_too_slow"
+
+
+UPLOADING = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [], "query_string": b""}
+
+
+@pytest.fixture
+async def crowded(service, server, tally):
+    """The application where one request at a time is taken."""
+    access = Access(meters=tally, limits=Limits(max_concurrent_requests=1))
+    return build_http_app(service, server, tally, access)
+
+
+async def test_a_body_on_its_way_has_a_place_already(crowded, tally):
+    """Uploads, each of megabytes and of a minute, counted nowhere."""
+    coming: asyncio.Queue[dict[str, object]] = asyncio.Queue()
+    first, second = [], []
+
+    async def send_first(message):
+        first.append(message)
+
+    async def send_second(message):
+        second.append(message)
+
+    uploading = asyncio.create_task(crowded(UPLOADING, coming.get, send_first))
+    coming.put_nowait({"type": "http.request", "body": b"{", "more_body": True})
+    while not coming.empty():
+        await asyncio.sleep(0)
+    await asyncio.wait_for(crowded(UPLOADING, asyncio.Event().wait, send_second), 5)
+    assert second[0]["status"] == 429
+    coming.put_nowait({"type": "http.disconnect"})
+    await asyncio.wait_for(uploading, 5)
+    assert first == []
+    statuses = [tags["status"] for name, _, tags in tally.counted if name == "glm_requests_total"]
+    assert statuses == ["overloaded", "cancelled"]
+
+
+async def test_a_place_is_free_again_however_the_body_fails(crowded, monkeypatch):
+    monkeypatch.setattr(exchange, "BODY_S", 0.01)
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    for _ in range(2):
+        await crowded(UPLOADING, asyncio.Event().wait, send)
+    assert [message["status"] for message in sent if "status" in message] == [408, 408]
 
 
 async def test_unknown_routes_and_wrong_methods_have_openais_shape(http):

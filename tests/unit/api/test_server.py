@@ -2,9 +2,11 @@
 
 from dataclasses import asdict, replace
 
+import grpc
 import httpx
 import pytest
 from google.protobuf.json_format import MessageToDict
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support.about import FACTS, server_of
 
 from glm_cluster.api.http import build_http_app
@@ -12,6 +14,10 @@ from glm_cluster.api.proto import glm_pb2
 from glm_cluster.api.service import Service
 from glm_cluster.metrics import NoMeters
 from glm_cluster.records import ReplicaLoad
+
+
+def broken(state):
+    raise ZeroDivisionError("secret")
 
 
 def load(running, waiting, free, blocks):
@@ -60,6 +66,56 @@ async def test_load_is_the_replicas_together_and_alike(http, stub, state, replic
     over_grpc = await stub.GetLoad(glm_pb2.GetLoadRequest())
     names = [field.name for field in glm_pb2.ModelLoad.DESCRIPTOR.fields]
     assert [{name: getattr(model, name) for name in names} for model in over_grpc.models] == [tiny, mapper]
+
+
+@pytest.mark.parametrize("path", ["/load", "/ready", "/health"])
+async def test_a_defect_is_told_as_one_over_http(path, http, state, tally, monkeypatch):
+    """It was a plain text."""
+    for name in ("is_alive", "is_ready", "loads"):
+        monkeypatch.setattr(type(state), name, property(broken), raising=False)
+    answer = await http.get(path)
+    assert answer.status_code == 500
+    assert answer.json()["error"]["code"] == "internal_error"
+    assert "secret" not in answer.text
+    counted = [tags for name, _, tags in tally.counted if name == "glm_requests_total"]
+    assert counted == [{"wire": "http", "route": path.strip("/"), "status": "internal_error"}]
+
+
+async def test_a_defect_is_told_as_one_over_grpc(stub, channel, state, tally, monkeypatch):
+    """It was UNKNOWN."""
+    for name in ("is_ready", "loads"):
+        monkeypatch.setattr(type(state), name, property(broken), raising=False)
+    health = health_pb2_grpc.HealthStub(channel)
+    calls = [
+        stub.GetLoad(glm_pb2.GetLoadRequest()),
+        health.Check(health_pb2.HealthCheckRequest()),
+        health.List(health_pb2.HealthListRequest()),
+    ]
+    for call in calls:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        assert caught.value.code() == grpc.StatusCode.INTERNAL
+        assert "secret" not in str(caught.value.details())
+    watching = health.Watch(health_pb2.HealthCheckRequest())
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await watching.read()
+    assert caught.value.code() == grpc.StatusCode.INTERNAL
+    counted = sorted(tags["route"] for name, _, tags in tally.counted if name == "glm_requests_total")
+    assert counted == ["health", "health", "health_watch", "load"]
+
+
+async def test_what_the_server_says_of_itself_is_counted_alike(http, stub, tally):
+    for path in ("/v1/models", "/v1/models/tiny", "/v1/server_info", "/load", "/v1/models/none"):
+        await http.get(path)
+    await stub.ListModels(glm_pb2.ListModelsRequest())
+    await stub.GetModel(glm_pb2.GetModelRequest(model="tiny"))
+    await stub.GetServerInfo(glm_pb2.GetServerInfoRequest())
+    await stub.GetLoad(glm_pb2.GetLoadRequest())
+    with pytest.raises(grpc.aio.AioRpcError):
+        await stub.GetModel(glm_pb2.GetModelRequest(model="none"))
+    counted = [tuple(tags.values()) for name, _, tags in tally.counted if name == "glm_requests_total"]
+    told = [("models", "ok"), ("model", "ok"), ("server_info", "ok"), ("load", "ok"), ("model", "model_not_found")]
+    assert counted == [(wire, *one) for wire in ("http", "grpc") for one in told]
 
 
 async def test_the_version(http):

@@ -277,14 +277,60 @@ async def test_a_strict_schema_that_cannot_be_kept_is_refused(http: httpx.AsyncC
         assert response.json()["error"]["param"] == "tools"
 
 
-async def test_demanded_arguments_come_as_they_are_written(http: httpx.AsyncClient, script: Script) -> None:
-    script.text = CALL
+@pytest.mark.parametrize(("model", "text"), [("glm4", CALL), ("glm45", TAGGED)])
+async def test_demanded_arguments_come_as_they_are_written(
+    http: httpx.AsyncClient, script: Script, model: str, text: str
+) -> None:
+    script.text = text
     pieces = [
         piece
-        for chunk in await streamed(http, chat(tool_choice="required"))
+        for chunk in await streamed(http, chat(model, tool_choice="required"))
         for piece in chunk["delta"].get("tool_calls", ())
     ]
+    assert len(pieces) > len("Paris")
+    assert "".join(piece["function"]["arguments"] for piece in pieces) == ARGUMENTS
+
+
+async def test_so_do_those_of_strict_tools(http: httpx.AsyncClient, script: Script) -> None:
+    script.text = "\nI look.<|assistant|>" + CALL
+    chunks = await streamed(http, chat(tools=[STRICT]))
+    assert gathered(chunks) == {"content": "I look.", "thought": "", "calls": [PARIS]}
+    pieces = [piece for chunk in chunks for piece in chunk["delta"].get("tool_calls", ())]
     assert len(pieces) > len(ARGUMENTS) / 2
+
+
+JSON_OBJECT = {"response_format": {"type": "json_object"}}
+SAYS_A_CALL = json.dumps({"a": TAGGED + CALL})
+
+
+@pytest.mark.parametrize("model", ["glm4", "0414", "plain", "glm45"])
+async def test_beside_tools_an_answer_keeps_its_form_or_is_calls(
+    http: httpx.AsyncClient, script: Script, model: str
+) -> None:
+    opens = model in ("glm4", "0414")
+    call = TAGGED if model == "glm45" else CALL
+    for text, content, calls in (("\n" * opens + SAYS_A_CALL, SAYS_A_CALL, []), (call, "", [PARIS])):
+        script.text = text
+        body = chat(model, **JSON_OBJECT)
+        choice = await whole(http, body)
+        expected = {"content": content, "thought": "", "calls": calls}
+        assert flat(choice["message"]) == gathered(await streamed(http, body)) == expected
+        assert choice["finish_reason"] == ("tool_calls" if calls else "stop")
+    grammar = script.seen[-1].sampling.grammar
+    assert grammar is not None
+    assert (grammar.kind, grammar.opens_line, "get_weather" in grammar.instead) == ("json", opens, True)
+
+
+async def test_a_form_stands_alone_where_no_call_can_be_read_and_falls_away_where_one_is_demanded(
+    http: httpx.AsyncClient, script: Script
+) -> None:
+    script.text = "{}"
+    await whole(http, chat("off", **JSON_OBJECT))
+    await whole(http, chat("plain", tool_choice="none", **JSON_OBJECT))
+    script.text = CALL
+    await whole(http, chat("plain", tool_choice="required", **JSON_OBJECT))
+    kinds = [(one.sampling.grammar.kind, one.sampling.grammar.instead) for one in script.seen if one.sampling.grammar]
+    assert kinds == [("json", ""), ("json", ""), ("lark", "")]
 
 
 async def test_a_model_that_thinks_calls_without(http: httpx.AsyncClient, script: Script) -> None:
@@ -319,7 +365,6 @@ BAD = [
     ({"messages": [{"role": "user", "content": "a", "tool_calls": [MADE]}]}, "messages.0: tool_calls"),
 ]
 JSON_ONLY = [
-    ({"response_format": {"type": "json_object"}}, "response_format: cannot be kept together with tools"),
     ({"tool_choice": "any"}, "tool_choice: Input should be"),
     ({"tool_choice": 1}, 'tool_choice: Input should be "none"'),
     ({"tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": "string"}}}]}, "object"),

@@ -3,10 +3,12 @@
 import asyncio
 import json
 import os
+import queue
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
+from unittest.mock import Mock
 
 import httpx
 import pytest
@@ -14,8 +16,10 @@ import pytest
 from glm_cluster.api.access import Access
 from glm_cluster.api.callers import Caller
 from glm_cluster.api.http import build_http_app
+from glm_cluster.api.ledger import Slot
 from glm_cluster.api.service import Delta, Usage
-from glm_cluster.api.usage_log import UsageLog, UsageRecord
+from glm_cluster.api.usage_log import UsageLog
+from glm_cluster.api.usage_record import UsageRecord
 from glm_cluster.config import Limits
 from glm_cluster.errors import EngineUnavailable, InvalidRequest, Overloaded
 from glm_cluster.metrics import NoMeters
@@ -29,12 +33,20 @@ def record(**changes) -> UsageRecord:
 
 
 class Shelf:
-    """Keeps records in place of a file."""
+    """Keeps records in place of a file, and the slots that were to outlive them."""
 
     def __init__(self) -> None:
         self.records: list[UsageRecord] = []
+        self.entered: list[tuple[UsageRecord, Slot]] = []
 
-    def put(self, record: UsageRecord) -> None:
+    def enter(self, record: UsageRecord) -> Slot:
+        slot = Slot.unkept()
+        slot.open(record.line())
+        self.entered.append((record, slot))
+        return slot
+
+    def put(self, record: UsageRecord, slot: Slot) -> None:
+        assert [slot] == [entered for _, entered in self.entered]
         self.records.append(record)
 
 
@@ -176,22 +188,31 @@ async def test_numbers_are_recorded_too(client: httpx.AsyncClient, shelf: Shelf)
     assert (written.prompt_tokens, written.completion_tokens, written.finish, written.model) == (7, 0, "stop", "mapper")
 
 
-def test_lines_are_written_in_order_and_a_moved_file_is_made_anew(tmp_path: Path, tally):
+@pytest.fixture
+def ledgers(tmp_path: Path) -> Path:
+    return tmp_path / "ledgers"
+
+
+def write(log: UsageLog, one: UsageRecord) -> None:
+    log.put(one, log.enter(one))
+
+
+def test_lines_are_written_in_order_and_a_moved_file_is_made_anew(tmp_path: Path, ledgers: Path, tally):
     path = tmp_path / "usage"
     for round_ in range(2):
-        log = UsageLog(path, tally)
+        log = UsageLog(path, tally, directory=ledgers)
         for index in range(20):
-            log.put(record(prompt_tokens=index))
+            write(log, record(prompt_tokens=index))
         log.close()
         assert [json.loads(line)["prompt_tokens"] for line in path.read_text().splitlines()] == list(range(20))
         path.rename(tmp_path / f"old{round_}")
 
 
-def test_two_logs_share_a_file(tmp_path: Path, tally):
-    logs = [UsageLog(tmp_path / "usage", tally) for _ in range(2)]
+def test_two_logs_share_a_file(tmp_path: Path, ledgers: Path, tally):
+    logs = [UsageLog(tmp_path / "usage", tally, directory=ledgers) for _ in range(2)]
     for _ in range(50):
         for log in logs:
-            log.put(record())
+            write(log, record())
     for log in logs:
         log.close()
     assert len([json.loads(line) for line in (tmp_path / "usage").read_text().splitlines()]) == 100
@@ -201,29 +222,102 @@ def lost(tally) -> float:
     return sum(value for name, value, _ in tally.counted if name == "glm_usage_records_lost_total")
 
 
-def test_a_log_that_cannot_be_written_is_counted(tmp_path: Path, tally):
-    log = UsageLog(tmp_path / "no" / "usage", tally)
-    log.put(record())
+def test_a_log_that_cannot_be_written_is_counted(tmp_path: Path, ledgers: Path, tally):
+    log = UsageLog(tmp_path / "no" / "usage", tally, directory=ledgers)
+    write(log, record())
     log.close()
     assert lost(tally) == 1
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full")
-def test_a_full_disk_is_counted(tally):
-    log = UsageLog(Path("/dev/full"), tally)
-    log.put(record())
-    log.put(record())
+def test_a_full_disk_is_counted(ledgers: Path, tally):
+    log = UsageLog(Path("/dev/full"), tally, directory=ledgers)
+    write(log, record())
+    write(log, record())
     log.close()
     assert lost(tally) == 2
 
 
-def test_a_torn_line_does_not_spoil_the_next(tmp_path: Path, tally, monkeypatch: pytest.MonkeyPatch):
-    path, write = tmp_path / "usage", os.write
+def test_a_torn_line_does_not_spoil_the_next(tmp_path: Path, ledgers: Path, tally, monkeypatch: pytest.MonkeyPatch):
+    path, os_write = tmp_path / "usage", os.write
     rooms = [10, 10_000]
-    monkeypatch.setattr(os, "write", lambda file, line: write(file, line[: rooms.pop(0)]))
-    log = UsageLog(path, tally)
-    log.put(record(model="first"))
-    log.put(record(model="second"))
+    monkeypatch.setattr(os, "write", lambda file, line: os_write(file, line[: rooms.pop(0)]))
+    log = UsageLog(path, tally, directory=ledgers)
+    write(log, record(model="first"))
+    write(log, record(model="second"))
     log.close()
     assert json.loads(path.read_text().splitlines()[1])["model"] == "second"
     assert lost(tally) == 1
+
+
+def unkept(tally) -> float:
+    return sum(value for name, value, _ in tally.counted if name == "glm_usage_records_unkept_total")
+
+
+def test_without_a_ledger_records_are_written_all_the_same(
+    tmp_path: Path, ledgers: Path, tally, caplog: pytest.LogCaptureFixture
+):
+    ledgers.touch()
+    log = UsageLog(tmp_path / "usage", tally, directory=ledgers)
+    write(log, record())
+    log.close()
+    assert len((tmp_path / "usage").read_text().splitlines()) == 1
+    assert (lost(tally), unkept(tally)) == (0, 1)
+    assert "lost if this process is killed" in caplog.text
+
+
+def test_a_user_whose_name_has_no_room_is_left_out_of_what_is_kept(tmp_path: Path, ledgers: Path, tally):
+    """512 characters may be 6 KiB of JSON. In the log they stand in full, unless the process is killed before."""
+    log = UsageLog(tmp_path / "usage", tally, directory=ledgers)
+    one = record(user="\N{GRINNING FACE}" * 512)
+    slot = log.enter(one)
+    left = slot.left()
+    assert left is not None
+    assert json.loads(left.opening) == asdict(one) | {"user": None}
+    log.put(one, slot)
+    log.close()
+    assert json.loads((tmp_path / "usage").read_text())["user"] == one.user
+    assert unkept(tally) == 0
+
+
+def test_what_does_not_fit_the_queue_is_lost_and_not_left(
+    tmp_path: Path, ledgers: Path, tally, monkeypatch: pytest.MonkeyPatch
+):
+    log = UsageLog(tmp_path / "usage", tally, directory=ledgers)
+    with monkeypatch.context() as patch:
+        patch.setattr(log._pending, "put_nowait", Mock(side_effect=queue.Full))
+        write(log, record())
+    log.close()
+    assert lost(tally) == 1
+    assert not ledgers.exists()
+
+
+async def test_a_request_s_slot_follows_it(access: Access, shelf: Shelf):
+    """What would be recorded if the process died is what is recorded, as far as it is known."""
+    with access.request("http", "chat", Caller.unknown()) as account:
+        account.admit(model="m", num_prompt_tokens=5, max_tokens=9, user="u")
+        ((opening, slot),) = shelf.entered
+        assert (opening.status, opening.prompt_tokens, opening.user, opening.finish) == ("front_died", 5, "u", None)
+        seen = []
+        async for _ in account.metered(deltas(None, ValueError()), streamed=True):
+            left = slot.left()
+            assert left is not None
+            seen.append((left.num_generated, left.num_delivered, left.num_cached))
+    assert seen == [(2, 0, 0), (4, 2, 0), (6, 4, 0), (8, 6, 3)]
+    left = slot.left()
+    assert left is not None
+    assert (left.num_generated, left.num_delivered, left.num_cached) == (8, 8, 3)
+
+
+async def test_a_whole_answer_is_noted_once_it_is_sent(access: Access, shelf: Shelf):
+    with access.request("http", "chat", Caller.unknown()) as account:
+        account.admit(model="m", num_prompt_tokens=5, max_tokens=9)
+        async for _ in account.metered(deltas(None, ValueError()), streamed=False):
+            pass
+        ((_, slot),) = shelf.entered
+        before = slot.left()
+        account.delivered()
+    after = slot.left()
+    assert before is not None
+    assert after is not None
+    assert (before.num_delivered, after.num_delivered) == (0, 8)

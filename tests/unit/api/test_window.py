@@ -113,6 +113,30 @@ async def test_batch_sizes_are_reported(tokenizer, tally):
     window.close()
 
 
+async def test_long_work_holds_no_prompt_up(window):
+    """A body that took seconds to read did."""
+    may_end = threading.Event()
+    reading = asyncio.create_task(window.off_loop(lambda: may_end.wait(60), size_bytes=LOOP_BYTES + 1))
+    try:
+        assert await asyncio.wait_for(window.encode("a"), 5) == (97,)
+        assert not reading.done()
+    finally:
+        may_end.set()
+    assert await reading
+
+
+async def test_long_work_for_nobody_is_not_begun(window):
+    may_end, begun = threading.Event(), []
+    first = asyncio.create_task(window.off_loop(lambda: may_end.wait(60), size_bytes=LOOP_BYTES + 1))
+    gone = asyncio.create_task(window.off_loop(lambda: begun.append("gone"), size_bytes=LOOP_BYTES + 1))
+    await asyncio.sleep(0)
+    gone.cancel()
+    may_end.set()
+    assert await first
+    await window.off_loop(lambda: begun.append("next"), size_bytes=LOOP_BYTES + 1)
+    assert begun == ["next"]
+
+
 async def test_a_short_reply_is_made_at_once_and_here(window):
     threads = set()
 

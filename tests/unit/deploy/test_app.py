@@ -3,7 +3,7 @@
 import pytest
 
 from glm_cluster.config import ClusterConfig, ModelConfig
-from glm_cluster.deploy.app import build_app, bundles, resolve_device, scale
+from glm_cluster.deploy.app import build_app, bundles, resolve_device, scale, shares_budgets
 from glm_cluster.deploy.group import in_rank_order
 from glm_cluster.errors import ConfigError
 
@@ -70,3 +70,17 @@ def test_two_models_may_not_be_deployed_under_one_name():
 
 def test_several_models_are_built_without_reading_any():
     assert build_app({"models": [{"model": "/nowhere"}, {"model": "/elsewhere", "task": "embed"}]})
+
+
+@pytest.mark.parametrize(
+    ("changes", "shares"),
+    [
+        ({"num_ingresses": 2, "api_keys_file": "/keys"}, True),
+        ({"num_ingresses": 2}, False),
+        ({"api_keys_file": "/keys"}, False),
+    ],
+)
+def test_fronts_have_a_pool_where_there_are_budgets_to_share(changes: dict[str, object], shares: bool):
+    settings = {"model": "/nowhere", "device": "cpu", **changes}
+    assert shares_budgets(ClusterConfig.from_mapping(settings)) is shares
+    assert build_app(settings)

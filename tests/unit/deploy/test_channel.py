@@ -55,7 +55,7 @@ EVERYTHING = SamplingParams(
     stop_token_ids=(7, 8),
     logprobs=0,
     prompt_logprobs=3,
-    grammar=Grammar("regex", "[a-z]+"),
+    grammar=Grammar("regex", "[a-z]+", opens_line=True, instead='start: "1"'),
 )
 
 

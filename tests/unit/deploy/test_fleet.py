@@ -6,8 +6,9 @@ from typing import Any
 
 import grpc
 import pytest
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
-from ray.serve._private.common import RequestMetadata
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
+from ray.serve._private.common import DeploymentID, RequestMetadata
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
 from ray.serve.handle import DeploymentResponse
 
 from glm_cluster.deploy import fleet
@@ -76,6 +77,21 @@ async def test_a_failed_call_is_a_loss(end: BaseException, kind: str):
     assert loss.kind == kind
 
 
+@pytest.mark.parametrize(
+    "end",
+    [
+        ActorUnavailableError("connection to 10.0.0.7:6379 reset", b"sixteen bytes id"),
+        failed_with(ZeroDivisionError("10.0.0.7:6379")),
+        RayError("10.0.0.7:6379"),
+    ],
+)
+async def test_what_ray_says_goes_into_the_log_and_no_further(end: RayError, caplog: pytest.LogCaptureFixture):
+    loss = await Fleet(Handle(Response(end))).submit(SUBMISSION)
+    assert isinstance(loss, Loss)
+    assert "10.0.0.7" not in loss.reason
+    assert "10.0.0.7" in caplog.text
+
+
 async def test_an_unreachable_replica_is_told_to_stop():
     response = Response(ActorUnavailableError("connection reset", None))
     await Fleet(Handle(response)).submit(SUBMISSION)
@@ -141,13 +157,33 @@ async def test_a_cancellation_is_never_forgotten(ticks: int):
 
 @pytest.mark.parametrize(
     ("end", "is_well"),
-    [(True, True), (False, False), (ActorDiedError(), False), (failed_with(Overloaded("full")), False)],
+    [
+        (True, True),
+        (False, False),
+        (ActorDiedError(), False),
+        (failed_with(Overloaded("full")), False),
+        (DeploymentUnavailableError(DeploymentID("m")), False),
+        (BackPressureError(num_queued_requests=1, max_queued_requests=1), False),
+        (RequestCancelledError("r"), False),
+        (grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), grpc.aio.Metadata()), False),
+        (RuntimeError("the router is gone"), False),
+        (asyncio.CancelledError(), False),  # somebody cancelled the replica's task
+    ],
 )
 async def test_an_engine_is_alive_or_ready_if_its_replica_says_so(end: Any, is_well: bool):
     handle = Handle(Response(end))
     assert await Fleet(handle).alive() is is_well
     assert await Fleet(handle).ready() is is_well
     assert handle.asked == [(False,), (True,)]  # the second wants a step
+
+
+async def test_however_many_ask_one_probe_is_sent():
+    """Anyone may ask, and each answer of an idle engine costs it a step."""
+    handle = Handle(Response(True))
+    asked = Fleet(handle)
+    assert await asyncio.gather(*(asked.ready() for _ in range(50))) == [True] * 50
+    assert await asked.ready()
+    assert handle.asked == [(True,)]
 
 
 async def test_a_replica_that_does_not_answer_is_not_ready(monkeypatch: pytest.MonkeyPatch):

@@ -21,7 +21,8 @@ def test_a_checkpoint_with_a_tokenizer_follows_grammars(checkpoint: Callable[...
     following = workshop.follow(Grammar("regex", "a"))
     following.wait(60)
     assert following.is_ready
-    mask = following.allowed((ord("a"),))
+    following.take((ord("a"),))
+    mask = following.allowed()
     assert mask is not None
     assert len(mask) == 10  # a vocabulary of 301
     assert mask.tolist() == [0] * 9 + [1 << 300 % 32]

@@ -232,20 +232,28 @@ async def test_too_many_requests_is_said_as_such(courier: Courier, engine: Arith
         await courier.submit(submission("r", ingress.address))
 
 
-async def test_a_defect_costs_one_request(courier: Courier, engine: ArithmeticEngine, ingress: Ingress):
+async def test_a_defect_costs_one_request(
+    courier: Courier, engine: ArithmeticEngine, ingress: Ingress, caplog: pytest.LogCaptureFixture
+):
     """An engine that fails in a way nobody foresaw, while it takes a request, goes on with the others."""
     engine.step_s = 0.005
     neighbour = asyncio.create_task(courier.submit(submission("neighbour", ingress.address, max_tokens=40)))
-    with pytest.raises(InternalError, match="a defect"):
+    with pytest.raises(InternalError, match="failed on the request") as caught:
         await courier.submit(submission("unlucky", ingress.address, prompt=(UNLUCKY,)))
+    assert "a defect" not in caught.value.message
+    assert "a defect" in caplog.text
     assert await neighbour == Receipt(40, "length")
 
 
-async def test_a_request_that_no_message_can_hold_harms_no_other(courier: Courier, ingress: Ingress):
+async def test_a_request_that_no_message_can_hold_harms_no_other(
+    courier: Courier, ingress: Ingress, caplog: pytest.LogCaptureFixture
+):
     """Orders of many callers share a message; one that could not be packed once took the sender down with it."""
     calls = [submission("too big", ingress.address, prompt=(2**64,)), submission("good", ingress.address)]
     bad, good = await asyncio.gather(*map(courier.submit, calls), return_exceptions=True)
     assert isinstance(bad, InternalError)
+    assert bad.message == "the request cannot be sent to its engine; the log says why, please report it"
+    assert "Error: " in caplog.text
     assert good == Receipt(4, "length")
     assert not any(task.done() for task in courier.tasks)
 

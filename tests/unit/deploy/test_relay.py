@@ -16,7 +16,7 @@ import zmq.asyncio
 from glm_cluster.deploy import relay as relay_module
 from glm_cluster.deploy.channel import Loss, Receipt, Seal, Submission, Tokens
 from glm_cluster.deploy.inbox import Inbox
-from glm_cluster.deploy.relay import Relay
+from glm_cluster.deploy.relay import Journal, Relay
 from glm_cluster.errors import DeadlineExceeded, EngineUnavailable, InternalError, InvalidRequest, Overloaded
 from glm_cluster.metrics import NoMeters
 from glm_cluster.records import Encoded, EncodeRequest, GenerationRequest, SamplingParams, TokenEvent, TokenLogprobs
@@ -379,8 +379,17 @@ async def test_an_overloaded_engine_is_not_tried_again(make_relay, wire: Wire):
     assert len(wire.submissions) == 1
 
 
-async def test_a_foreign_error_is_a_move(make_relay, wire: Wire):
-    """What Ray raises of its own says something of the call, not of the request."""
+def test_the_replica_that_failed_last_is_gone_round() -> None:
+    journal = Journal(REQUEST, "ours")
+    avoided = [journal.avoid]
+    for replica in ("a", "b", None):
+        journal.note(Loss("restarting", "refused", replica))
+        avoided.append(journal.avoid)
+    assert avoided == [(), ("a",), ("b",), ()]
+
+
+async def test_a_foreign_error_is_a_move(make_relay, wire: Wire, caplog: pytest.LogCaptureFixture):
+    """What Ray raises of its own says something of the call, not of the request; and nothing to a client."""
 
     async def broken(wire: Wire, submission: Submission) -> Receipt:
         await wire.run(submission, stop_at=2)
@@ -388,8 +397,10 @@ async def test_a_foreign_error_is_a_move(make_relay, wire: Wire):
         raise ZeroDivisionError("oops")
 
     assert await collect(make_relay(broken, undisturbed)) == UNDISTURBED
-    with pytest.raises(EngineUnavailable, match="oops"):
+    with pytest.raises(EngineUnavailable, match=r"last: the replica call failed\); try again") as caught:
         await collect(make_relay(broken, max_migrations=0))
+    assert "oops" not in caught.value.message
+    assert "oops" in caplog.text
 
 
 async def test_a_call_that_somebody_else_cancels_is_a_move(make_relay, wire: Wire):

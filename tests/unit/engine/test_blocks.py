@@ -58,6 +58,20 @@ def test_what_nobody_can_find_again_goes_before_anything_cached() -> None:
     assert pool.share([bytes([block]) for block in cached]) == cached
 
 
+def test_what_is_withdrawn_is_not_found_and_goes_first() -> None:
+    pool = BlockPool(5)
+    kept, gone = pool.allocate(1), pool.allocate(1)
+    for block in kept + gone:
+        pool.publish(block, bytes([block]))
+    pool.release(kept)
+    pool.release(gone)
+    pool.withdraw([*gone, *gone])
+    pool.check()
+    assert pool.share([bytes(gone)]) == []
+    assert pool.allocate(1) == gone
+    assert pool.share([bytes(kept)]) == kept
+
+
 def test_hashes_depend_on_everything_before() -> None:
     assert block_hash(block_hash(ROOT_HASH, [1, 2]), [3, 4]) != block_hash(block_hash(ROOT_HASH, [1, 9]), [3, 4])
     assert block_hash(ROOT_HASH, [1, 23]) != block_hash(ROOT_HASH, [12, 3])
@@ -77,6 +91,8 @@ def test_invariant_holds_through_a_random_history(seed: int) -> None:
             pool.publish(rng.choice(rng.choice(held)), bytes([rng.randrange(30)]))
         elif choice < 0.75:
             held += [blocks] if (blocks := pool.share([bytes([rng.randrange(30)])])) else []
+        elif choice < 0.8:
+            pool.withdraw([rng.randrange(1, 17)])
         elif held:
             pool.release(held.pop(rng.randrange(len(held))))
         pool.check()

@@ -94,8 +94,13 @@ def test_bias_comes_before_the_penalties_and_repetition_before_the_others() -> N
 class Even:
     """Lets even ids come after an even number of tokens, odd ones after an odd number."""
 
-    def allowed(self, output: Sequence[int]) -> NDArray[np.int32]:
-        bits = [sum(1 << bit for bit in range(32) if bit % 2 == len(output) % 2) for _ in range(-(-VOCAB // 32))]
+    num_taken = 0
+
+    def take(self, tokens: Sequence[int]) -> None:
+        self.num_taken += len(tokens)
+
+    def allowed(self) -> NDArray[np.int32]:
+        bits = [sum(1 << bit for bit in range(32) if bit % 2 == self.num_taken % 2) for _ in range(-(-VOCAB // 32))]
         return np.array(bits, dtype=np.uint32).view(np.int32)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 from support.checkpoints import write_tokenizer
-from support.engines import drain, mixed_requests
+from support.engines import drain, drain_events, mixed_requests
 
 from glm_cluster.config import EngineConfig
 from glm_cluster.engine.engine import Engine, open_engine
@@ -41,6 +41,7 @@ GRAMMARS = (
     replace(JSON, opens_line=True),
     Grammar("regex", "(ab{1,3}){4,9}"),
     Grammar("choice", '["yes", "no"]'),
+    replace(JSON, instead='start: ("ab" | "c"){4,9} "!"\n'),
 )
 
 
@@ -100,8 +101,10 @@ def test_outputs_match(alone: dict[str, Ids], requests: list[GenerationRequest])
             jsonschema.validate(json.loads(text), SCHEMA)
         elif grammar == GRAMMARS[2]:
             assert re.fullmatch(grammar.source, text)
-        else:
+        elif grammar == GRAMMARS[3]:
             assert text in ("yes", "no")
+        elif not re.fullmatch("(ab|c){4,9}!", text):
+            jsonschema.validate(json.loads(text), SCHEMA)
     assert len(set(alone.values())) > len(GRAMMARS)
 
 
@@ -132,6 +135,24 @@ def test_a_guessed_ahead_output_saved_steps(opened: Callable[..., Engine], reque
     for request in requests:
         drain(engine, [request])
     assert engine.load().num_accepted > 50
+
+
+@pytest.mark.parametrize("others", [0, 12])
+def test_what_is_forced_costs_no_steps(
+    opened: Callable[..., Engine], requests: list[GenerationRequest], alone: dict[str, Ids], others: int
+) -> None:
+    """Nor is there ever too much company for it, as there is for a guess."""
+    fixed = json.dumps({"const": {"a long name": ["and", "all of its", "values"]}})
+    one = replace(requests[0], sampling=replace(requests[0].sampling, grammar=Grammar("json_schema", fixed)))
+    stream = SamplingParams(max_tokens=100, temperature=0.0)
+    company = [GenerationRequest(request_id=f"{i}", prompt=(5, i), sampling=stream) for i in range(others)]
+    steps = {}
+    for max_drafts in (0, 3):
+        events = drain_events(opened(), [*company, replace(one, max_drafts=max_drafts)])[one.request_id]
+        ids = [id for event in events for id in event.tokens]
+        assert json.loads(bytes(ids[:-1])) == json.loads(fixed)["const"]
+        steps[max_drafts] = len(events)
+    assert steps == {0: len(ids), 3: -(-len(ids) // 4)}
 
 
 def test_strangers_notice_nothing(opened: Callable[..., Engine], requests: list[GenerationRequest]) -> None:
@@ -167,6 +188,27 @@ def test_the_others_do_not_wait_for_a_grammar(checkpoint: Callable[..., Path], v
     seen = [event for _ in range(20) for event in engine.step()]
     assert {event.request_id for event in seen} == {"goes"}
     assert engine.load().num_waiting == 1
+    may_open.set()
+    assert bytes(_rest(engine)) in (b"yes", b"no")
+    shop.close()
+
+
+def test_the_grammar_of_a_request_that_was_cancelled_is_given_up(
+    checkpoint: Callable[..., Path], vocabulary: Vocabulary
+) -> None:
+    may_open = threading.Event()
+
+    def opens() -> Vocabulary:
+        may_open.wait(60)
+        return vocabulary
+
+    shop = Workshop(opens)
+    engine = open_engine(EngineConfig(model=str(checkpoint())), constrain=shop.follow)
+    sampling = SamplingParams(max_tokens=8, temperature=0, stop_token_ids=(END,))
+    for name, grammar in (("gone", GRAMMARS[2]), ("waits", GRAMMARS[3])):
+        engine.add(GenerationRequest(request_id=name, prompt=(5,), sampling=replace(sampling, grammar=grammar)))
+    engine.cancel("gone", 0)
+    assert (shop.has(GRAMMARS[2]), shop.has(GRAMMARS[3])) == (False, True)
     may_open.set()
     assert bytes(_rest(engine)) in (b"yes", b"no")
     shop.close()

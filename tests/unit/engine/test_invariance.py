@@ -83,25 +83,39 @@ class Residues:
 
     def __init__(self, grammar: Grammar) -> None:
         self._step = int(grammar.source)
-        self._output: tuple[int, ...] = ()
+        self._output: list[int] = []
 
-    def allowed(self, output: Sequence[int]) -> NDArray[np.int32]:
-        assert tuple(output[: len(self._output)]) == self._output, "the output of a sequence only grows"
-        self._output = tuple(output)
-        bits = (np.arange(-(-VOCAB // 32) * 32) + len(output) + sum(output[-1:])) % self._step != 0
+    def leave(self) -> None:
+        """There is nothing to give up."""
+
+    @property
+    def num_taken(self) -> int:
+        return len(self._output)
+
+    def take(self, tokens: Sequence[int]) -> None:
+        self._output += tokens
+
+    def allowed(self) -> NDArray[np.int32]:
+        bits = (np.arange(-(-VOCAB // 32) * 32) + len(self._output) + sum(self._output[-1:])) % self._step != 0
         return np.packbits(bits, bitorder="little").view("<i4")
+
+    def forced(self) -> list[int]:
+        """Some that may come and some that may not: whoever draws decides."""
+        count = sum(self._output[-1:]) % 4
+        return [(sum(self._output) + 5 * i) % VOCAB for i in range(count)]
 
 
 @st.composite
 def mixes(draw: st.DrawFn) -> list[GenerationRequest]:
-    """Two to six requests; some begin alike, and some with a repetition, so that guessing ahead has something."""
-    requests = []
+    """Two to six requests; some begin alike or are the same, and some repeat themselves, for guessing ahead."""
+    requests: list[GenerationRequest] = []
     for index in range(draw(st.integers(2, 6))):
         length = draw(st.sampled_from([1, 2, 15, 16, 17, 63, 64, 65, 100, 150]))
-        kind = draw(st.sampled_from(["shared", "own", "repetitive"]))
+        kind = draw(st.sampled_from(["shared", "own", "repetitive", "last"]))
         own = tuple(draw(st.lists(st.integers(2, VOCAB - 1), min_size=4, max_size=4)))
         spread = tuple((7 * token + 31 * i) % (VOCAB - 2) + 2 for i in range(40) for token in own)
-        prompt = {"shared": SHARED, "own": spread, "repetitive": own * 40}[kind][:length]
+        last = requests[-1].prompt if requests else SHARED
+        prompt = {"shared": SHARED, "own": spread, "repetitive": own * 40, "last": last}[kind][:length]
         edits = {name: draw(values) for name, values in EDITS.items() if draw(st.sampled_from([True] + [False] * 4))}
         sampling = SamplingParams(
             max_tokens=draw(st.integers(1, 24)),
@@ -145,6 +159,7 @@ class Outcome:
     logprobs: dict[int, torch.Tensor]
     told: tuple[TokenLogprobs, ...]
     told_of_prompt: tuple[TokenLogprobs | None, ...]
+    num_cached: int
 
     @classmethod
     def of(cls, events: Sequence[TokenEvent], logprobs: dict[int, torch.Tensor]) -> Self:
@@ -154,6 +169,7 @@ class Outcome:
             logprobs=logprobs,
             told=tuple(one for e in events for one in e.logprobs),
             told_of_prompt=events[0].prompt_logprobs,
+            num_cached=events[0].num_cached_tokens,
         )
 
 
@@ -241,6 +257,27 @@ def test_a_request_comes_out_as_it_does_alone(
         name, prompt = one.request_id, len(one.prompt)
         assert_same(together[name], alone[name], prompt)
         assert_same(again[name], alone[name], prompt, done[name])
+
+
+@pytest.mark.parametrize("step_tokens", [17, 512], ids=["chunked", "whole"])
+@pytest.mark.parametrize("block_tokens", [4, 16, 32])
+def test_choices_of_a_prompt_that_come_together_read_what_one_of_them_writes(
+    run: Callable[[Setting, Sequence[GenerationRequest]], dict[str, Outcome]], block_tokens: int, step_tokens: int
+) -> None:
+    """In the same step; with whole prompts, prompts that go their own way in the middle of a block, and strangers."""
+    alike = (150, 150, 96, 70, 0, 150, 96, 97)  # tokens that a prompt has in common with the first
+    prompts = [SHARED[:n] if n > 90 else SHARED[:n] + SHARED[::-1][n:] for n in alike]
+    sampling = SamplingParams(max_tokens=6, temperature=0.8, logprobs=2)
+    requests = [
+        GenerationRequest(request_id=f"r{i}", prompt=prompt, sampling=replace(sampling, seed=i))
+        for i, prompt in enumerate(prompts)
+    ]
+    setting = replace(ALONE, step_tokens=step_tokens, max_running=64, block_tokens=block_tokens, threads=2)
+    together = run(setting, requests)
+    for one in requests:
+        assert_same(together[one.request_id], run(ALONE, [one])[one.request_id], len(one.prompt))
+    shared = [min(n, len(p) - 1) // block_tokens * block_tokens for n, p in zip(alike, prompts, strict=True)]
+    assert [together[one.request_id].num_cached for one in requests] == [0, *shared[1:]]
 
 
 def test_int8_reaches_the_engine_and_stays_near(

@@ -1,6 +1,10 @@
 """A row's past is the sequence's tokens and the right guesses before it, however they came to be known."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from glm_cluster.engine.past import Draw, Past
 from glm_cluster.records import SamplingParams
@@ -21,6 +25,37 @@ def test_a_tally_follows_drafts_and_then_the_tokens_they_became() -> None:
     tokens += [2, 1, 5]
     assert dict(zip(one.said(()).ids, one.said(()).counts, strict=True)) == {1: 2, 2: 1, 5: 1}
     assert dict(zip(one.seen((8,)).ids, one.seen((8,)).counts, strict=True)) == {7: 2, 8: 2, 1: 2, 2: 1, 5: 1}
+
+
+class Notes:
+    """A constraint that remembers what it was given, a part at a time."""
+
+    def __init__(self) -> None:
+        self.parts: list[list[int]] = []
+
+    @property
+    def num_taken(self) -> int:
+        return sum(map(len, self.parts))
+
+    def take(self, tokens: Sequence[int]) -> None:
+        self.parts.append([*tokens])
+
+    def allowed(self) -> NDArray[np.int32]:
+        return np.array([self.num_taken], dtype=np.int32)
+
+
+def test_a_grammar_is_given_each_token_of_output_once() -> None:
+    """An output of ten thousand tokens was given whole for each of them."""
+    notes, tokens = Notes(), [*PROMPT, 1, 2]
+    one = Past(SamplingParams(max_tokens=9), tokens, len(PROMPT), notes)
+    assert one.allowed(()) == [2]
+    assert one.allowed((3,)) == [3]
+    assert one.allowed((3, 4)) == [4]
+    tokens += [3, 4, 5]
+    assert one.allowed(()) == [5]
+    assert one.allowed((6, 7)) == [7]
+    assert notes.parts == [[1, 2], [3], [4], [5], [6, 7]]
+    assert past([]).allowed(()) is None
 
 
 @pytest.mark.parametrize(("count", "last"), [(0, ()), (1, (4,)), (2, (3, 4)), (3, (2, 3, 4)), (9, (1, 2, 3, 4))])

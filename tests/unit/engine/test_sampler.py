@@ -4,8 +4,9 @@ from collections import Counter
 
 import pytest
 import torch
+from torch import Tensor
 
-from glm_cluster.engine.sampler import philox_uniform, sample
+from glm_cluster.engine.sampler import _mass, philox_uniform, sample
 from glm_cluster.records import SamplingParams
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])
@@ -101,3 +102,20 @@ def test_nan_logits_harm_only_their_row() -> None:
 
 def test_top_k_may_exceed_the_vocabulary() -> None:
     assert _frequencies(_params(seed=3, top_k=2**31 - 1)) == _frequencies(_params(seed=3))
+
+
+def test_what_is_drawn_depends_on_no_order_of_adding_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a device adds up in parallel, in an order of its own."""
+
+    def pairwise(values: Tensor, dim: int) -> Tensor:
+        for step in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512):
+            values = torch.cat((values[:, :step], values[:, step:] + values[:, :-step]), dim)
+        return values
+
+    logits = torch.randn((64, 1000), generator=torch.Generator().manual_seed(5)) * 4
+    probs = logits.softmax(-1).sort(-1, descending=True).values
+    params = [SamplingParams(max_tokens=1, seed=row, top_p=0.1 + row / 80) for row in range(64)]
+    tokens, mass = sample(logits, params, range(64)), _mass(probs)
+    monkeypatch.setattr(Tensor, "cumsum", pairwise)
+    assert _mass(probs).equal(mass)
+    assert sample(logits, params, range(64)) == tokens

@@ -1,6 +1,7 @@
 """Scheduling decisions, with sampled tokens made up: no model."""
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -122,6 +123,47 @@ def test_a_shared_prefix_is_computed_once() -> None:
     assert _lengths(plan) == {"a": 1, "b": 3}
     assert {e.request_id: e.num_cached_tokens for e in events} == {"a": 0, "b": 8}
     assert plan.slices[0].blocks[:2] == plan.slices[1].blocks[:2]
+
+
+def test_a_prefix_of_requests_that_come_together_is_computed_once() -> None:
+    scheduler = _scheduler()
+    for name, num_prompt in (("a", 11), ("b", 11), ("c", 8), ("d", 14)):
+        scheduler.add(_request(name, num_prompt))
+    plan, events = _step(scheduler)
+    assert _lengths(plan) == {"a": 11, "b": 3, "c": 4, "d": 6}
+    assert [s.start for s in plan.slices] == [0, 8, 4, 8]
+    assert len({s.blocks[0] for s in plan.slices}) == 1
+    assert len({s.blocks[2] for s in plan.slices if len(s.blocks) > 2}) == 3
+    assert {e.request_id: e.num_cached_tokens for e in events} == {"a": 0, "b": 8, "c": 4, "d": 8}
+
+
+def test_a_prompt_longer_than_a_step_is_computed_once_for_all_who_came_with_it() -> None:
+    """Whoever is not done takes what is left of each step, so that nobody begins beside it."""
+    scheduler = _scheduler(step_tokens=8)
+    scheduler.add(_request("other", 3, max_tokens=20, first=200))
+    for name in "abc":
+        scheduler.add(_request(name, 50, max_tokens=1))
+    computed = dict.fromkeys("abc", 0)
+    while scheduler.load().num_running > 1 or scheduler.load().num_waiting:
+        for name, count in _lengths(_step(scheduler)[0]).items():
+            if name in computed:
+                computed[name] += count
+    assert computed == {"a": 50, "b": 2, "c": 2}
+
+
+def test_a_failed_step_leaves_nothing_to_be_found() -> None:
+    scheduler = _scheduler(step_tokens=20)
+    scheduler.add(_request("a", 6, first=100))
+    _step(scheduler)
+    for name in "bc":
+        scheduler.add(_request(name, 11))
+    failed = scheduler.plan()
+    assert failed is not None
+    assert _lengths(failed) == {"a": 1, "b": 11, "c": 3}
+    scheduler.cancel("b", 0)
+    plan, events = _step(scheduler)
+    assert [(s.key, s.start, len(s.tokens)) for s in plan.slices] == [("a#0", 4, 3), ("c#0", 0, 11)]
+    assert [(e.request_id, e.start) for e in events if e.tokens] == [("a", 1), ("c", 0)]
 
 
 def test_a_fully_cached_prompt_still_computes_one_token() -> None:
@@ -256,6 +298,15 @@ def test_a_prompt_to_encode_may_fill_the_model_and_no_more() -> None:
         scheduler.add(_encode("long", 17, "last"))
     with pytest.raises(InvalidRequest, match="empty"):
         scheduler.add(_encode("empty", 0, "last"))
+
+
+def test_who_needs_every_row_computes_for_those_who_came_with_it() -> None:
+    scheduler = _scheduler(step_tokens=64)
+    for name, pooling in (("a", "mean"), ("b", "last"), ("c", "tokens"), ("d", "last")):
+        scheduler.add(_encode(name, 12, pooling))
+    plan, events = _step(scheduler)
+    assert _lengths(plan) == {"a": 12, "b": 4, "c": 12, "d": 4}
+    assert {e.request_id: e.encoded.num_rows for e in events if e.encoded} == {"a": 12, "b": 1, "c": 12, "d": 1}
 
 
 def test_preemption_and_cancelling_forget_the_rows_so_far() -> None:
@@ -411,6 +462,72 @@ def test_a_grammar_is_refused_where_nobody_follows_one() -> None:
         _scheduler().add(replace(request, sampling=replace(request.sampling, grammar=Grammar("regex", "a"))))
 
 
+class Insists:
+    """A grammar by which only 7 may come, whatever comes."""
+
+    error = None
+    is_ready = True
+    num_taken = 0
+
+    def take(self, tokens: Iterable[int]) -> None:
+        self.num_taken += len([*tokens])
+
+    def forced(self) -> list[int]:
+        return [7] * 5
+
+
+@pytest.mark.parametrize(
+    ("step_tokens", "max_running", "room"), [(32, 64, 3), (12, 64, 2), (10, 64, 0), (32, 12, 2), (32, 10, 0)]
+)
+def test_what_a_grammar_forces_rides_in_whatever_is_left_of_a_step(
+    step_tokens: int, max_running: int, room: int
+) -> None:
+    """In company that a guess would be too much for, but never beyond the rows that there is memory to sample from.
+
+    It says nothing of guesses, be it wrong.
+    """
+    scheduler = Scheduler(
+        BlockPool(65),
+        block_tokens=4,
+        max_running=max_running,
+        max_waiting=10,
+        step_tokens=step_tokens,
+        max_model_len=256,
+        speculative_tokens=3,
+        constrain=lambda grammar: Insists(),
+    )
+    for i in range(9):
+        scheduler.add(_request(f"{i}", 1, first=20 + i, max_tokens=9, max_drafts=0))
+    forced = _request("forced", 1, max_tokens=9)
+    scheduler.add(replace(forced, sampling=replace(forced.sampling, grammar=Grammar("regex", "7*"))))
+    for num_known in (1, 2):
+        plan, _ = _step(scheduler, token=5)
+        assert [s.num_drafts for s in plan.slices] == [0] * 9 + [room]
+        assert plan.slices[-1].drafts == (7,) * room
+        assert scheduler._running["forced#0"].num_output == num_known
+    assert scheduler._running["forced#0"].lookup.is_trusted
+    plan, _ = _step(scheduler, token=7)
+    assert scheduler._running["forced#0"].num_output == 3 + room
+
+
+def test_nothing_is_forced_past_the_end_of_an_output() -> None:
+    scheduler = Scheduler(
+        BlockPool(9),
+        block_tokens=4,
+        max_running=1,
+        max_waiting=1,
+        step_tokens=9,
+        max_model_len=32,
+        speculative_tokens=7,
+        constrain=lambda grammar: Insists(),
+    )
+    forced = _request("forced", 1, max_tokens=3)
+    scheduler.add(replace(forced, sampling=replace(forced.sampling, grammar=Grammar("regex", "7*"))))
+    plan, (event,) = _step(scheduler, token=7)
+    assert plan.slices[0].num_drafts == 2
+    assert (event.tokens, event.finish) == ((7, 7, 7), "length")
+
+
 def test_the_lowest_priority_begins_first_and_the_oldest_among_equals() -> None:
     scheduler = _scheduler(max_running=1)
     for name, priority in (("a", 0), ("b", 5), ("c", -1), ("d", 0), ("e", 5)):
@@ -439,6 +556,13 @@ def test_only_requests_of_one_salt_share_a_prefix() -> None:
         scheduler.add(_request(name, 9, max_tokens=1, cache_salt=salt))
         cached.append(_step(scheduler)[1][-1].num_cached_tokens)
     assert cached == [0, 0, 8, 0, 8]
+
+
+def test_salts_keep_prompts_apart_that_come_together() -> None:
+    scheduler = _scheduler(step_tokens=64)
+    for name, salt in (("a", None), ("b", "x"), ("c", "x"), ("d", "y"), ("e", None)):
+        scheduler.add(_request(name, 9, max_tokens=1, cache_salt=salt))
+    assert _lengths(_step(scheduler)[0]) == {"a": 9, "b": 9, "c": 1, "d": 9, "e": 1}
 
 
 def test_prompts_to_encode_are_kept_apart_too() -> None:

@@ -1,5 +1,6 @@
 """Tokens are those of a run without drafts: whatever is drafted, batched, chunked, preempted, cached or re-entered."""
 
+import contextlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -67,6 +68,21 @@ class PaperModel:
         return sum(part.num_drafts for plan in self.plans for part in plan.slices)
 
 
+class Fickle(PaperModel):
+    """One step in four fails before it has written anything."""
+
+    def __init__(self, rng: random.Random) -> None:
+        super().__init__()
+        self._rng = rng
+        self.num_failed = 0
+
+    def execute(self, plan: StepPlan) -> StepOutput:
+        if self._rng.random() < 0.25:
+            self.num_failed += 1
+            raise ConnectionError
+        return super().execute(plan)
+
+
 def paper_engine(model: PaperModel, *, drafts: int, num_blocks: int = 64, **changes: int) -> Engine:
     settings = {"max_running": 8, "step_tokens": 32, **changes}
     scheduler = Scheduler(
@@ -117,6 +133,24 @@ def test_tokens_are_the_languages_own(shape: str, drafts: int) -> None:
     load = engine.load()
     assert 0 < load.num_accepted < load.num_drafted == model.num_drafted
     assert load.num_free_blocks == load.num_blocks
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_tokens_are_the_languages_own_where_steps_fail(shape: str) -> None:
+    """What a failed step was to write, nobody reads, also not those who were to share it in that step."""
+    rng = random.Random(f"{shape} fails")
+    model, requests = Fickle(rng), paper_requests(rng, 30)
+    engine = paper_engine(model, drafts=4, **SHAPES[shape])
+    for request in requests:
+        engine.add(request)
+    made: dict[str, list[int]] = {request.request_id: [] for request in requests}
+    while engine.has_work:
+        with contextlib.suppress(ConnectionError):
+            for event in engine.step():
+                made[event.request_id] += event.tokens
+            engine.check()
+    assert {name: tuple(ids) for name, ids in made.items()} == {r.request_id: undisturbed(r) for r in requests}
+    assert model.num_failed > 5
 
 
 def test_fewer_steps_where_a_text_repeats_itself() -> None:

@@ -267,6 +267,13 @@ def test_a_final_message_is_continued_where_its_content_ends(behind: str) -> Non
     assert rendered[-2:] == (Special(2), Plain("so <|us"))
 
 
+@pytest.mark.parametrize(("written", "kept"), [("m.content", "so \n"), ("m.content.strip()", "so")])
+def test_a_final_message_keeps_the_space_at_its_end_unless_the_template_trims_it(written: str, kept: str) -> None:
+    source = "{% for m in messages %}{{ " + written + " }}{{ '|' }}{% endfor %}"
+    segments = template(source).render([assistant("so \n")], continue_final_message=True)
+    assert segments == (Plain(kept),)
+
+
 def test_a_final_message_that_the_template_leaves_out_cannot_be_continued() -> None:
     with pytest.raises(InvalidRequest, match="the chat template refused the messages"):
         template("{{ messages[0].content }}").render([user("x"), assistant("y")], continue_final_message=True)

@@ -25,7 +25,7 @@ TOOLS = [
 BUILT_IN = [{"type": name} for name in ("python", "simple_browser", "cogview")]
 
 
-def says(role: str, content: str | None, **more: Any) -> dict[str, Any]:
+def says(role: str, content: object, **more: Any) -> dict[str, Any]:
     return {"role": role, "content": content, **more}
 
 
@@ -51,6 +51,20 @@ NATIVE_CALLS = [
     says("assistant", "It is", reasoning_content=" new \n"),
     says("assistant", "<think>\nx\n</think>\ny"),
 ]
+PARTS = [{"type": "text", "text": "a\n"}, {"type": "text", "text": "b"}]
+ODD_CALLS = [
+    says("tool", "before all"),
+    says("system", PARTS),
+    says("user", PARTS),
+    says("assistant", "</think> a", reasoning_content=""),
+    says("assistant", None, reasoning_content="hm", tool_calls=[called("now"), {"name": "now", "arguments": {}}]),
+    says("tool", [{"output": "12:00"}, {"output": "<b>"}]),
+    says("tool", "next"),
+    says("tool", ["last"]),
+    says("assistant", "<think>one</think>two</think>\n\nthree"),
+    says("system", "late"),
+    says("assistant", "", tool_calls=[called("get_weather", city=" 北京\n", o={"x": None, "é": "<"}, f=1.5, s="12")]),
+]
 CASES: list[tuple[str, list[dict[str, Any]], dict[str, Any]]] = [
     *((name, QUESTION, {}) for name in PUBLISHED),
     ("glm-4-9b-chat.jinja", [says("system", None, tools=TOOLS + BUILT_IN), *GLM4_CALLS], {}),
@@ -60,6 +74,8 @@ CASES: list[tuple[str, list[dict[str, Any]], dict[str, Any]]] = [
     *((name, QUESTION, {"enable_thinking": False}) for name in ("GLM-4.6.jinja", "GLM-4.7-Flash.jinja")),
     ("GLM-4.6.jinja", [says("user", "a/nothink")], {"enable_thinking": False}),
     ("GLM-4.7-Flash.jinja", NATIVE_CALLS, {"clear_thinking": False}),
+    *((name, ODD_CALLS, {"clear_thinking": False}) for name in ("GLM-4.6.jinja", "GLM-4.7-Flash.jinja")),
+    *((name, [*ODD_CALLS, says("user", "d")], {}) for name in ("GLM-4.6.jinja", "GLM-4.7-Flash.jinja")),
     *((name, [says("user", "a")], {"enable_thinking": True}) for name in ("GLM-4.6.jinja", "GLM-4.7-Flash.jinja")),
 ]
 

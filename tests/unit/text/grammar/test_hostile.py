@@ -75,5 +75,6 @@ def test_is_followed_or_refused(name: str, vocabulary: Vocabulary) -> None:
     with suppress(GlmError):
         matcher = Matcher.compile(Grammar(kind, source), vocabulary)  # type: ignore[arg-type]
         while len(output) < 50 and 256 not in output:
-            mask = matcher.allowed(output)
+            mask = matcher.allowed()
             output.append(int(rng.choice(np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")))))
+            matcher.take(output[-1:])

@@ -39,6 +39,9 @@ GRAMMARS = {
     "choice": Grammar("choice", json.dumps(["hi", "high", "日本 語", 'say "hi"\n', "a\\b", "(x|y)*"])),
     "lark": Grammar("lark", 'start: "(" start? ")" | NAME\nNAME: /h[ij]{1,3}/\n'),
     "lark with a schema": Grammar("lark", f'start: "call\\n" %json {json.dumps(PERSON)}\n'),
+    "one or the other": Grammar(
+        "json_schema", json.dumps(PERSON), opens_line=True, instead='start: "hi\\n" <|assistant|>\n'
+    ),
     "lark with a control token": Grammar("lark", 'start: "a" <|assistant|> "b"{1,2}\n'),
 }
 
@@ -47,12 +50,18 @@ def ids_of(mask: Mask) -> list[int]:
     return [int(id) for id in np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))]
 
 
+def after(matcher: Matcher, output: Sequence[int]) -> Mask:
+    """What may follow an output of which the matcher has had the beginning."""
+    matcher.take(output[matcher.num_taken :])
+    return matcher.allowed()
+
+
 def walk(start: Matcher, seed: int, most: int = 200) -> list[int]:
     """A random output, up to and with its stop token."""
     rng, matcher, output = random.Random(seed), start.fork(), []
     while not output or output[-1] not in STOPS:
         assert len(output) < most
-        output.append(rng.choice(ids_of(matcher.allowed(output))))
+        output.append(rng.choice(ids_of(after(matcher, output))))
     return output
 
 
@@ -72,9 +81,29 @@ def test_an_output_can_be_taken_up_anywhere(grammar: Grammar, seed: int) -> None
     start = Matcher.compile(grammar, VOCABULARY)
     output, stepwise = walk(start, seed), start.fork()
     for length in range(len(output)):
-        mask = stepwise.allowed(output[:length])
-        np.testing.assert_array_equal(Matcher.compile(grammar, VOCABULARY).allowed(output[:length]), mask)
-        np.testing.assert_array_equal(start.fork().allowed(output[:length]), mask)
+        mask = after(stepwise, output[:length])
+        np.testing.assert_array_equal(after(Matcher.compile(grammar, VOCABULARY), output[:length]), mask)
+        np.testing.assert_array_equal(after(start.fork(), output[:length]), mask)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_forced_is_all_that_may_come_and_asking_changes_nothing(grammar: Grammar, seed: int) -> None:
+    start = Matcher.compile(grammar, VOCABULARY)
+    output, asked, unasked = walk(start, seed), start.fork(), start.fork()
+    for length in range(len(output)):
+        after(asked, output[:length])
+        forced = asked.forced()
+        assert forced == output[length : length + len(forced)]
+        np.testing.assert_array_equal(asked.allowed(), after(unasked, output[:length]))
+        assert not forced or ids_of(unasked.allowed()) == forced[:1]
+
+
+def test_keys_and_what_stands_between_values_are_forced() -> None:
+    matcher, forced = Matcher.compile(GRAMMARS["json_schema"], VOCABULARY), []
+    for text in ("", '{"name": "', 'hi"', ', "age": 7'):
+        matcher.take(TOKENIZER.encode_batch([text])[0])
+        forced.append(TOKENIZER.decode(matcher.forced()))
+    assert forced == ['{"name": "', "", ', "age": ', ""]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -96,35 +125,52 @@ def test_other_kinds_are_kept(seed: int) -> None:
     assert texts["lark"].count("(") == texts["lark"].count(")")
 
 
+def test_one_of_two_is_kept() -> None:
+    start = Matcher.compile(GRAMMARS["one or the other"], VOCABULARY)
+    outputs = [walk(start, seed) for seed in range(20)]
+    others = [output for output in outputs if ASSISTANT in output]
+    assert 0 < len(others) < len(outputs)
+    assert {(TOKENIZER.decode(output[:-2]), output[-2]) for output in others} == {("hi\n", ASSISTANT)}
+    for text in (text_of(output) for output in outputs if output not in others):
+        assert text.startswith("\n")
+        jsonschema.validate(json.loads(text), PERSON)
+
+
+def test_what_may_come_instead_is_looked_over_too() -> None:
+    for wrong in ("start: (", "start: missing"):
+        with pytest.raises(InvalidRequest):
+            Matcher.compile(Grammar("regex", "a", instead=wrong), VOCABULARY)
+
+
 def test_every_choice_can_come() -> None:
     choices = json.loads(GRAMMARS["choice"].source)
     for choice in choices:
         (ids,) = TOKENIZER.encode_batch([choice])
-        mask = Matcher.compile(GRAMMARS["choice"], VOCABULARY).allowed(ids)
+        mask = after(Matcher.compile(GRAMMARS["choice"], VOCABULARY), ids)
         assert set(STOPS) <= set(ids_of(mask))
 
 
 def test_an_object_of_any_kind_nests() -> None:
     text = '{"a": [1, {"b": "hi"}], "c": {}}'
     (ids,) = TOKENIZER.encode_batch([text])
-    assert ids_of(Matcher.compile(Grammar("json", ""), VOCABULARY).allowed(ids)) == [*STOPS]
-    assert ids_of(Matcher.compile(Grammar("json", ""), VOCABULARY).allowed(())) == [ord("{")]
+    assert ids_of(after(Matcher.compile(Grammar("json", ""), VOCABULARY), ids)) == [*STOPS]
+    assert ids_of(Matcher.compile(Grammar("json", ""), VOCABULARY).allowed()) == [ord("{")]
 
 
 def test_only_a_stop_token_follows_what_is_complete() -> None:
     (ids,) = TOKENIZER.encode_batch(["ab"])
-    assert ids_of(Matcher.compile(Grammar("regex", "ab"), VOCABULARY).allowed(ids)) == [*STOPS]
+    assert ids_of(after(Matcher.compile(Grammar("regex", "ab"), VOCABULARY), ids)) == [*STOPS]
 
 
 def test_a_control_token_comes_only_where_a_grammar_names_it() -> None:
     output = walk(Matcher.compile(GRAMMARS["lark with a control token"], VOCABULARY), 0)
     assert output[:2] == [ord("a"), ASSISTANT]
-    anything = ids_of(Matcher.compile(Grammar("regex", "(?s).*"), VOCABULARY).allowed(()))
+    anything = ids_of(Matcher.compile(Grammar("regex", "(?s).*"), VOCABULARY).allowed())
     assert {257, 258, 259, 260} & set(anything) == set(STOPS)
 
 
 def test_ids_without_a_token_never_come() -> None:
-    mask = Matcher.compile(Grammar("regex", "(?s).*"), VOCABULARY).allowed(())
+    mask = Matcher.compile(Grammar("regex", "(?s).*"), VOCABULARY).allowed()
     assert len(mask) == 10
     assert max(ids_of(mask)) < TOKENIZER.vocab_size
 
@@ -168,15 +214,15 @@ def test_a_property_that_says_it_is_required_is_refused() -> None:
 def test_an_output_beside_the_grammar_is_an_error() -> None:
     matcher = Matcher.compile(Grammar("regex", "ab"), VOCABULARY)
     with pytest.raises(InternalError, match="left its grammar"):
-        matcher.allowed([ord("b")])
+        after(matcher, [ord("b")])
 
 
 def test_a_grammar_without_an_end_is_the_clients_fault() -> None:
     """It was told as a defect of ours, 500, where its first token had come."""
     matcher = Matcher.compile(Grammar("lark", 'start: "a" start'), VOCABULARY)
-    matcher.allowed(())
+    matcher.allowed()
     with pytest.raises(InvalidRequest, match="make it simpler"):
-        matcher.allowed([ord("a")])
+        after(matcher, [ord("a")])
 
 
 def test_a_grammar_that_gets_too_complex_under_way_is_its_clients_fault(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +242,7 @@ def test_a_grammar_that_gets_too_complex_under_way_is_its_clients_fault(monkeypa
 
 def _follow(matcher: Matcher, text: bytes) -> None:
     for length in range(len(text)):
-        matcher.allowed(text[:length])
+        after(matcher, text[:length])
 
 
 @pytest.mark.parametrize(
@@ -238,4 +284,4 @@ def test_what_is_no_grammar_is_refused(grammar: Grammar, message: str) -> None:
 def test_unique_items_that_need_not_be_are_no_constraint() -> None:
     grammar = Grammar("json_schema", '{"type": "array", "uniqueItems": false, "items": {"const": 1}}')
     (ids,) = TOKENIZER.encode_batch(["[1, 1]"])
-    assert ids_of(Matcher.compile(grammar, VOCABULARY).allowed(ids)) == [*STOPS]
+    assert ids_of(after(Matcher.compile(grammar, VOCABULARY), ids)) == [*STOPS]

@@ -13,6 +13,7 @@ from glm_cluster.text.tokenizer import Plain, Segment, Special
 from glm_cluster.text.tools.choice import forced_calls, strict_calls
 from glm_cluster.text.tools.output import Family, OutputReader, call_reader, parse
 from glm_cluster.text.tools.prompt import thinking_at_end, with_thinking_closed
+from glm_cluster.text.tools.reasoning import State
 from glm_cluster.text.tools.tool import Tool
 
 WEATHER: dict[str, Any] = {
@@ -104,6 +105,8 @@ def test_one_call_where_there_may_be_one(library: Any, specials: list[str]) -> N
         (['\nget_weather\n{"days": 2}'], False),
         (['get_weather\n{"city": "x"} and'], False),
         (["I call.", TURN, 'get_weather\n{"town": "x"}'], False),
+        (['\x1fget_weather\u3000\t\n{"days": 2}'], False),
+        (["get_weather\n\n{see} get_weather {"], True),
         (["now\n{1}"], False),
     ],
 )
@@ -111,7 +114,9 @@ def test_strict_calls_keep_to_their_schemas_and_text_is_free(
     library: Any, output: list[str | int], allowed: bool
 ) -> None:
     tools = (Tool(name="get_weather", parameters=WEATHER, strict=True), *TOOLS[1:])
-    assert allows(library, strict_calls(tools, ["<|assistant|>"]).source, *output) == allowed
+    grammar = strict_calls(tools, "glm4", ["<|assistant|>"], None)
+    assert grammar is not None
+    assert allows(library, grammar.source, *output) == allowed
 
 
 def tagged(family: Family, name: str, **arguments: str) -> str:
@@ -135,21 +140,79 @@ def test_calls_between_tags(library: Any, family: Family) -> None:
     ]
 
 
-TAGS = ("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
+TAGS = ("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "<think>", "</think>")
+
+
+@pytest.fixture(scope="module")
+def tagged_library(glm4_content: dict[str, Any]) -> Any:
+    """Of a tokenizer whose tags are tokens."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added = [{"id": TURN + 6 + index, "content": tag, **flags} for index, tag in enumerate(TAGS)]
+    content = {**glm4_content, "added_tokens": [*glm4_content["added_tokens"], *added]}
+    return llguidance.LLTokenizer(json.dumps(content), eos_token=151338)
+
+
+def in_tokens(text: str) -> list[str | int]:
+    parts = (part for part in re.split("(" + "|".join(TAGS) + ")", text) if part)
+    return [TURN + 6 + TAGS.index(part) if part in TAGS else part for part in parts]
 
 
 @pytest.mark.parametrize("family", ["glm45", "glm47"])
-def test_tags_that_are_tokens(glm4_content: dict[str, Any], family: Family) -> None:
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    added = [{"id": 151343 + index, "content": tag, **flags} for index, tag in enumerate(TAGS)]
-    content = {**glm4_content, "added_tokens": [*glm4_content["added_tokens"], *added]}
-    library = llguidance.LLTokenizer(json.dumps(content), eos_token=151338)
+def test_tags_that_are_tokens(tagged_library: Any, family: Family) -> None:
     grammar = forced_calls(FUNCTIONS, family, TAGS, parallel=True).source
-    text = tagged(family, "get_weather", city="a <b> \n", days="2", unit="°C", late="null")
-    parts = [part for part in re.split("(" + "|".join(TAGS) + ")", text) if part]
-    ids = [151343 + TAGS.index(part) if part in TAGS else part for part in parts]
-    assert allows(library, grammar, *ids)
-    assert not allows(library, grammar, *ids[:-1])
+    ids = in_tokens(tagged(family, "get_weather", city="a <b> \n", days="2", unit="°C", late="null"))
+    assert allows(tagged_library, grammar, *ids)
+    assert not allows(tagged_library, grammar, *ids[:-1])
+
+
+STRICT = Tool(name="get_weather", parameters=WEATHER, strict=True)
+GOOD, LOOSE = {"city": "x", "days": "2"}, {"any": "[1]", "more": ""}
+
+
+@pytest.mark.parametrize("family", ["glm45", "glm47"])
+@pytest.mark.parametrize(
+    ("state", "before", "allowed"),
+    [
+        (None, "", True),
+        (None, "I look: <tool\n", True),
+        ("after", "\n", True),
+        ("inside", "so\n</think>", True),
+        ("inside", "</think>\nWell. ", True),
+        ("inside", "so", False),
+        ("before", "\n<think>so\n</think>\n", True),
+        ("before", "Well. ", True),
+        ("before", "<think>so ", False),
+        ("before", "Well. <think></think>", False),
+    ],
+)
+def test_between_tags_strict_calls_begin_after_the_reasoning(
+    tagged_library: Any, family: Family, state: State | None, before: str, allowed: bool
+) -> None:
+    grammar = strict_calls([STRICT, *FUNCTIONS[1:]], family, TAGS, state)
+    assert grammar is not None
+    good, loose = tagged(family, "get_weather", **GOOD), tagged(family, "now", **LOOSE)
+    text = f"{before}{good}\n{loose}{good} end"
+    assert allows(tagged_library, grammar.source, *in_tokens(text)) == allowed
+    for wrong in ({"days": "2"}, {"city": "x", "days": "10"}, {"city": "x", "more": "1"}):
+        assert not allows(tagged_library, grammar.source, *in_tokens(before + tagged(family, "get_weather", **wrong)))
+    assert not allows(tagged_library, grammar.source, *in_tokens(before + tagged(family, "other")))
+    assert not allows(tagged_library, grammar.source, *in_tokens(before + good)[:-1])
+
+
+@pytest.mark.parametrize(
+    ("state", "text"), [("inside", "so"), ("before", "\n<think>so"), ("after", "Hello\n"), (None, "")]
+)
+def test_a_strict_tool_need_not_be_called(tagged_library: Any, state: State | None, text: str) -> None:
+    grammar = strict_calls([STRICT], "glm47", TAGS, state)
+    assert grammar is not None
+    assert allows(tagged_library, grammar.source, *in_tokens(text))
+
+
+def test_nothing_is_held_to_where_a_call_is_not_told_from_text() -> None:
+    assert strict_calls([STRICT], "glm45", (), None) is None
+    assert strict_calls([STRICT], "glm45", TAGS[:6], None) is not None
+    assert strict_calls([STRICT], "glm45", TAGS[:6], "before") is None
+    assert strict_calls([STRICT], "glm4", TAGS, "before") is None
 
 
 @pytest.mark.parametrize("family", ["glm45", "glm47"])
@@ -161,6 +224,65 @@ def test_calls_between_tags_that_are_refused(library: Any, family: Family) -> No
     assert not allows(library, grammar, tagged(family, "other"))
     assert not allows(library, grammar, tagged(family, "now") * 2)
     assert not allows(library, grammar, tagged(family, "now")[:-1])
+
+
+def test_a_string_is_written_as_it_is_wherever_its_schema_stands(library: Any) -> None:
+    """As it is read."""
+    properties = {"a": {"$ref": "#/definitions/text"}, "b": {"$ref": "#/definitions/some"}, "c": {"allOf": [{}]}}
+    definitions = {"text": {"type": "string", "enum": ["x y", "z"]}, "some": {"type": ["string", "null"]}}
+    parameters = {"properties": properties, "definitions": definitions, "required": ["a", "b"]}
+    tool = Tool(name="f", parameters=parameters)
+    grammar = forced_calls([tool], "glm47", (), parallel=False).source
+    text = tagged("glm47", "f", a="x y", b='"null"')
+    assert allows(library, grammar, text)
+    assert not allows(library, grammar, tagged("glm47", "f", a='"x y"', b="null"))
+    (call,) = parse(OutputReader(calls=call_reader("glm47", [tool])), text).calls
+    assert json.loads(call.arguments) == {"a": "x y", "b": "null"}
+
+
+RAW: list[tuple[dict[str, Any], str, bool]] = [
+    ({"minLength": 1, "maxLength": 3, "description": "x"}, "北é\n", True),
+    ({"minLength": 1, "maxLength": 3}, "", False),
+    ({"minLength": 1, "maxLength": 3}, "abcd", False),
+    ({"maxLength": 100_000}, "abcd", True),
+    ({"const": "a/b"}, "a/b", True),
+    ({"const": "a/b"}, "a", False),
+    ({"enum": ["", "a"]}, "", True),
+    ({"pattern": r"^\d{2}/[a-c]+$"}, "12/ab", True),
+    ({"pattern": r"^\d{2}/[a-c]+$"}, "12/abx", False),
+    ({"pattern": r"^\d{2}/[a-c]+$"}, "١٢/ab", False),
+    ({"pattern": r"[0-9]\$"}, "x 1$ y", True),
+    ({"pattern": r"[0-9]\$"}, "x 1 y", False),
+    ({"pattern": "^a|b"}, "a c", True),
+    ({"pattern": "b$", "maxLength": 2}, "ab", True),
+    ({"pattern": "b$", "maxLength": 2}, "aab", False),
+]
+
+
+@pytest.mark.parametrize("specials", [(), TAGS])
+@pytest.mark.parametrize(("schema", "text", "allowed"), RAW)
+def test_strings_of_strict_tools_keep_to_all_that_their_schemas_say(
+    library: Any, tagged_library: Any, specials: tuple[str, ...], schema: dict[str, Any], text: str, allowed: bool
+) -> None:
+    parameters = {"properties": {"a": {"type": "string", **schema}}, "required": ["a"]}
+    tool = Tool(name="f", parameters=parameters, strict=True)
+    grammar = forced_calls([tool], "glm47", specials, parallel=False).source
+    call = tagged("glm47", "f", a=text)
+    if specials:
+        assert not allows(tagged_library, grammar, *in_tokens(call)[:-2], "</", "arg_value>", *in_tokens(call)[-2:])
+        assert allows(tagged_library, grammar, *in_tokens(call)) == allowed
+    else:
+        assert allows(library, grammar, call) == allowed
+    (read,) = parse(OutputReader(calls=call_reader("glm47", [tool])), call).calls
+    assert json.loads(read.arguments) == {"a": text}
+
+
+@pytest.mark.parametrize("schema", [{"format": "date"}, {"not": {}}, {"allOf": [{}]}])
+def test_what_cannot_be_kept_of_a_string_is_refused_of_strict_tools_alone(schema: dict[str, Any]) -> None:
+    parameters = {"properties": {"a": {"type": "string", **schema}}}
+    assert forced_calls([Tool(name="f", parameters=parameters)], "glm47", (), parallel=False)
+    with pytest.raises(InvalidRequest, match=f"tools: strict: '{next(iter(schema))}' of a string cannot be kept"):
+        forced_calls([Tool(name="f", parameters=parameters, strict=True)], "glm47", (), parallel=False)
 
 
 def test_odd_names_are_spelled_or_refused(library: Any) -> None:

@@ -160,6 +160,12 @@ def test_calls_and_results_of_glm45() -> None:
     )
 
 
+def test_reasoning_that_is_empty_says_that_there_was_none() -> None:
+    """Templates look for `</think>` in the content of a message that says nothing of reasoning."""
+    said = {**asked(call("1"), content="a</think>b"), "reasoning_content": ""}
+    assert "<think></think>\na</think>b\n<tool_call>" in rendered([USER, said], [], own_template("glm45"))
+
+
 @pytest.mark.parametrize("arguments", ["[]", "{", "1", '"a"'])
 def test_arguments_of_glm45_must_be_an_object(arguments: str) -> None:
     with pytest.raises(InvalidRequest, match="JSON object"):

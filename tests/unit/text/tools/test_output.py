@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glm_cluster.text.tools.output import OutputReader, call_reader, parse
-from glm_cluster.text.tools.pieces import Call, Content, Parsed, Reasoning, joined
+from glm_cluster.text.tools.pieces import ArgumentsDelta, Call, Content, Parsed, Reasoning, joined
 from glm_cluster.text.tools.reasoning import ReasoningSplitter, State, state_after
 from glm_cluster.text.tools.tool import Tool
 
@@ -24,7 +24,13 @@ TYPED = {
         "when": {"type": ["string", "null"]},
         "unit": {"enum": ["c", "f"]},
         "how": {"anyOf": [{"type": "string"}, {"type": "array"}]},
+        "list": {"type": "array"},
+        "label": {"$ref": "#/$defs/a~1b"},
+        "level": {"enum": ["7", 8, None]},
+        "loop": {"$ref": "#/$defs/loop"},
     },
+    "anyOf": [{"properties": {"id": {"type": "string"}}}, {"properties": {"id": {"type": "boolean"}}}],
+    "$defs": {"a/b": {"type": "string"}, "loop": {"$ref": "#/$defs/loop"}},
 }
 TOOLS = (
     Tool(name="get_weather", parameters=TYPED),
@@ -48,6 +54,10 @@ def calls(family: str, text: str) -> list[tuple[str, Any]]:
 
 def tools_of(case: dict[str, Any], default: list[str]) -> tuple[Tool, ...]:
     return tuple(Tool(name=name) for name in case.get("tools", default))
+
+
+SPELLED_OUT = {"a": '"<|assistant|>'}
+NESTED = {"city": 'a\n北é"', "o": {"b": [1.5, None]}}
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +103,23 @@ def test_vectors_of_glm45(vectors: dict[str, Any]) -> None:
         ('get_weathers\n{"a": 1}', 'get_weathers\n{"a": 1}', []),
         ('I call\nget_weather\n{"a": 1}', 'I call\nget_weather\n{"a": 1}', []),
         ('get_weather\n{"a": 1} done', 'get_weather\n{"a": 1} done', []),
+        ('  get_weather \r\n{"city": "x"}\r\n\n', None, [("get_weather", {"city": "x"})]),
+        ('get_weather\n{\n  "city": "a\\n\\u5317é\\"",\n  "o": {"b": [1.5, null]}\n}', None, [("get_weather", NESTED)]),
+        ('get_weather\n {"city": "x"}', 'get_weather\n {"city": "x"}', []),
+        ("get_weather\n\n{}", "get_weather\n\n{}", []),
+        ("get_weather {}", "get_weather {}", []),
+        ("get_weather\n{}\n\nDone.", "get_weather\n{}\n\nDone.", []),
+        ("get_weather\n{}{}", "get_weather\n{}{}", []),
+        ("get_weather\n{'city': 'x'}", "get_weather\n{'city': 'x'}", []),
+        ("Get_Weather\n{}", "Get_Weather\n{}", []),
+        ("get\n{}<|assistant|>", None, [("get", {})]),
+        (
+            'get\n{"a": "\\\\\\"<|assistant|>"}<|assistant|>get\n{}',
+            None,
+            [("get", {"a": '\\"<|assistant|>'}), ("get", {})],
+        ),
+        ('get\n{"a": "b<|assistant|>get\n{}', 'get\n{"a": "b<|assistant|>get\n{}', []),
+        ("A\n<|assistant|>get\n{1}", "A\nget\n{1}", []),
         ("get\n{}<|assistant|>get_weather\n{}", None, [("get", {}), ("get_weather", {})]),
         ("\nA<|assistant|>\nB<|assistant|>get\n{}", "A\nB", [("get", {})]),
         ('python\nprint("1\\2")\n', None, [("python", {"code": 'print("1\\2")\n'})]),
@@ -113,6 +140,15 @@ def test_under_a_grammar_arguments_come_at_once() -> None:
     assert joined(first).calls == (Call("get", '{"a": "b'),)
 
 
+PYTHONIC = ['a"b', "it's", "it's", True, {"k": None}]
+
+
+def at_once(family: str, *, certain: bool = True) -> OutputReader:
+    """The reader of outputs that are calls or keep to a form."""
+    calls = call_reader(family, TOOLS, certain=certain, at_once=True)  # type: ignore[arg-type]
+    return OutputReader(calls=calls, skip_newline=True)
+
+
 def tagged(*arguments: str, name: str = "get_weather") -> str:
     pairs = zip(arguments[::2], arguments[1::2], strict=True)
     inner = "".join(f"<arg_key>{key}</arg_key><arg_value>{value}</arg_value>" for key, value in pairs)
@@ -131,8 +167,38 @@ def tagged(*arguments: str, name: str = "get_weather") -> str:
         (tagged("x", "1e999", "y", "NaN"), None, [("get_weather", {"x": "1e999", "y": "NaN"})]),
         (tagged("x", "[" * 5000), None, [("get_weather", {"x": "[" * 5000})]),
         (tagged("x", "[" * 300 + "]" * 300), None, [("get_weather", {"x": "[" * 300 + "]" * 300})]),
+        (tagged("x", " \n5 \n", "y", " a b "), None, [("get_weather", {"x": 5, "y": "a b"})]),
+        (tagged("city", " 北京\n", "city", "C:\\d"), None, [("get_weather", {"city": "C:\\d"})]),
+        (
+            tagged("list", "['a\"b', \"it's\", 'it\\'s', True, {'k': None}]"),
+            None,
+            [("get_weather", {"list": PYTHONIC})],
+        ),
+        (
+            tagged("list", '[{\\"id\\": \\"1\\"}]', "days", '"42"'),
+            None,
+            [("get_weather", {"list": [{"id": "1"}], "days": 42})],
+        ),
+        (
+            tagged("days", "", "list", " [a\\n]", "x", "{}"),
+            None,
+            [("get_weather", {"days": "", "list": "[a\\n]", "x": {}})],
+        ),
+        (
+            tagged("days", '"many"', "x", '"5"', "y", "'5'"),
+            None,
+            [("get_weather", {"days": "many", "x": "5", "y": "'5'"})],
+        ),
+        (tagged("label", "null", "loop", "null"), None, [("get_weather", {"label": "null", "loop": None})]),
+        (tagged("level", "7", "id", "12"), None, [("get_weather", {"level": "7", "id": "12"})]),
+        (tagged("level", "8", "id", "true"), None, [("get_weather", {"level": 8, "id": True})]),
         (tagged(name="\nget_weather\n"), None, [("get_weather", {})]),
         ("A \n" + tagged() + " dropped " + tagged(), "A", [("get_weather", {})] * 2),
+        (
+            tagged("city", "x")[:-12] + "<arg_key>da<arg_value>1</arg_value></tool_call>",
+            None,
+            [("get_weather", {"city": "x"})],
+        ),
         (tagged(name=""), tagged(name=""), []),
         (tagged(name="two words"), tagged(name="two words"), []),
         ("<tool_call>a<b></tool_call> x ", "<tool_call>a<b></tool_call> x ", []),
@@ -147,6 +213,75 @@ def tagged(*arguments: str, name: str = "get_weather") -> str:
 def test_calls_of_glm45(text: str, content: str | None, found: list[Any]) -> None:
     assert parse(reader("glm45"), text).content == content
     assert calls("glm45", text) == found
+
+
+def test_under_a_grammar_a_turn_that_is_spelled_out_in_an_argument_is_part_of_it() -> None:
+    text = 'get\n{"a": "\\"<|assistant|>"}<|assistant|>get\n{}'
+    for size in (1, 5, len(text)):
+        stream = OutputReader(calls=call_reader("glm4", TOOLS, certain=True))
+        pieces = [p for at in range(0, len(text), size) for p in stream.push(text[at : at + size])]
+        found = joined([*pieces, *stream.finish()])
+        assert found.calls == (Call("get", '{"a": "\\"<|assistant|>"}'), Call("get", "{}"))
+
+
+def test_under_a_grammar_arguments_between_tags_come_at_once() -> None:
+    text = tagged("city", 'a "b" \n北京', "days", "12", "label", "", "x", "[1]", name="get_weather")
+    whole = parse(reader("glm45"), text + tagged(name="get"))
+    for size in (1, 7, len(text)):
+        stream = OutputReader(calls=call_reader("glm45", TOOLS, certain=True))
+        pieces = [p for at in range(0, len(text), size) for p in stream.push(text[at : at + size])]
+        pieces += [*stream.push(tagged(name="get")), *stream.finish()]
+        assert joined(pieces) == whole
+        if size == 1:
+            assert len([piece for piece in pieces if isinstance(piece, ArgumentsDelta)]) > 12
+
+
+def test_under_a_grammar_what_was_cut_off_of_a_call_is_told() -> None:
+    for text, arguments in (
+        ("<tool_call>get_weather<", ""),
+        ("<tool_call>get_weather<arg_key>city</arg_key><arg_value>Par", '{"city": "Par'),
+        ("<tool_call>get_weather<arg_key>days</arg_key><arg_value>12", ""),
+        ("<tool_call>get_weather<arg_key>days</arg_key><arg_value>12</arg_value><arg_", '{"days": 12'),
+    ):
+        cut = parse(OutputReader(calls=call_reader("glm45", TOOLS, certain=True)), text)
+        assert cut == Parsed(None, None, (Call("get_weather", arguments),))
+    cut = parse(OutputReader(calls=call_reader("glm45", TOOLS, certain=True)), "<tool_call>get_w")
+    assert cut == Parsed("<tool_call>get_w", None, ())
+
+
+SAYS_CALLS = '{"a": "<|assistant|>get\\n{}", "b": "' + tagged() + '"}'
+
+
+@pytest.mark.parametrize(
+    ("family", "text", "content", "names"),
+    [
+        ("glm4", "\n" + SAYS_CALLS, SAYS_CALLS, []),
+        ("glm4", SAYS_CALLS, SAYS_CALLS, []),
+        ("glm4", "\nget\n{}", "get\n{}", []),
+        ("glm4", "get\n{}<|assistant|>get_weather\n{}", None, ["get", "get_weather"]),
+        ("glm4", "get_", "get_", []),
+        ("glm4", "get\n[]", "get\n[]", []),
+        ("glm4", "python\n1", None, ["python"]),
+        ("glm4", "", None, []),
+        ("glm45", SAYS_CALLS, SAYS_CALLS, []),
+        ("glm45", tagged() + "\n" + tagged(name="get"), None, ["get_weather", "get"]),
+        ("glm45", " " + tagged(), " " + tagged(), []),
+        ("glm45", "<tool", "<tool", []),
+    ],
+)
+def test_an_output_that_does_not_begin_as_a_call_is_text(
+    family: str, text: str, content: str | None, names: list[str]
+) -> None:
+    for parts in (text, [text]):
+        stream = at_once(family)
+        pieces = [piece for part in parts for piece in stream.push(part)]
+        parsed = joined([*pieces, *stream.finish()])
+        assert (parsed.content, [call.name for call in parsed.calls]) == (content, names)
+
+
+def test_a_form_that_begins_as_a_call_is_one_if_all_of_it_reads_as_one() -> None:
+    assert parse(at_once("glm4", certain=False), "get\n{a}") == Parsed("get\n{a}", None, ())
+    assert parse(at_once("glm4", certain=False), "get\n{}") == Parsed(None, None, (Call("get", "{}"),))
 
 
 @pytest.mark.parametrize(
@@ -194,8 +329,21 @@ texts = st.lists(st.sampled_from(FRAGMENTS), max_size=14).map("".join)
 
 
 @settings(max_examples=400, deadline=None)
-@given(texts, st.data(), st.sampled_from(["glm4", "glm45"]), st.sampled_from([None, "before", "inside", "after"]))
-def test_how_an_output_is_cut_changes_nothing(text: str, data: st.DataObject, family: str, state: State | None) -> None:
+@given(
+    texts,
+    st.data(),
+    st.sampled_from(["glm4", "glm45"]),
+    st.sampled_from([None, "before", "inside", "after"]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_how_an_output_is_cut_changes_nothing(
+    text: str, data: st.DataObject, family: str, state: State | None, certain: bool, at_once: bool
+) -> None:
+    def reader(family: str, state: State | None) -> OutputReader:
+        calls = call_reader(family, TOOLS, certain=certain, at_once=at_once)  # type: ignore[arg-type]
+        return OutputReader(calls=calls, thinks=None if state is None else ReasoningSplitter(state), skip_newline=True)
+
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=len(text))))
     bounds = [0, *cuts, len(text)]
     streamed = reader(family, state)
@@ -230,6 +378,7 @@ HOSTILE: dict[str, Callable[[int], str]] = {
     "line breaks": lambda n: "\n" * n,
     "deep JSON": lambda n: "get\n" + '{"a":' * (n // 5),
     "unclosed string": lambda n: 'get\n{"a": "' + "\\" * n,
+    "turns in a string": lambda n: 'get\n{"a": "' + "<|assistant|>" * (n // 13),
     "calls of glm4": lambda n: "get\n{}<|assistant|>" * (n // 19),
     "halves of a turn": lambda n: "<|assistant" * (n // 11),
     "openings": lambda n: "<tool_call>" * (n // 11),
@@ -238,8 +387,27 @@ HOSTILE: dict[str, Callable[[int], str]] = {
     "long value": lambda n: "<tool_call>a<arg_key>k</arg_key><arg_value>" + "</" * (n // 2),
     "space in a call": lambda n: "<tool_call>a<arg_key>k</arg_key>" + " " * n,
     "deep value": lambda n: tagged("a", "[" * n),
+    "quotes of JSON": lambda n: "get\n{" + "[" * 300 + '"\\' * (n // 2),
+    "quotes in a value": lambda n: tagged("a", "[" * 300 + '"\\' * (n // 2)),
+    "quotes of Python": lambda n: tagged("a", "['\\" + "'\\" * (n // 2)),
+    "strings of strings": lambda n: tagged("days", '"' + '\\"' * (n // 2) + '"'),
     "closings": lambda n: "</think>" * (n // 8),
 }
+
+
+RING = {"anyOf": [{"$ref": "#/$defs/ring"}] * 2000}
+LONG = {"$ref": "#" + "/x" * 20_000}
+
+
+@pytest.mark.parametrize("defs", [{"ring": RING}, {"ring": LONG}, {"ring": {"anyOf": [RING, *[LONG] * 500]}}])
+def test_a_hostile_schema_is_looked_through_once(defs: dict[str, Any]) -> None:
+    tool = Tool(name="f", parameters={"anyOf": [RING, RING], "properties": {"a": RING}, "$defs": defs})
+    stream = OutputReader(calls=call_reader("glm45", [tool], certain=True))
+    text = tagged(*("a", "1", "b", "2") * 1000, name="f")
+    start = time.process_time()
+    for at in range(0, len(text), 9):
+        stream.push(text[at : at + 9])
+    assert time.process_time() - start < 3
 
 
 @pytest.mark.parametrize("family", ["glm4", "glm45"])

@@ -1,0 +1,120 @@
+"""One tool's calls as rules of a grammar, in the way that each family writes them: what they match is read as a call.
+
+Knows tools, their schemas, and the dialect of Lark that the engine's grammars are in. Refuses to know what stands
+before, between and after calls.
+"""
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from glm_cluster.errors import InvalidRequest
+from glm_cluster.text.tools import glm45
+from glm_cluster.text.tools.arguments import resolved, types_of_schema
+from glm_cluster.text.tools.raw_string import listed_strings, raw_string
+from glm_cluster.text.tools.tool import Tool
+
+ANYTHING = "/(?s:.+)/"
+_BODIES = {  # of GLM-4's All Tools
+    "python": ANYTHING,
+    "simple_browser": (
+        r'/(search\("[^"\n]+"(, ?recency_days=[0-9]+)?\)|mclick\(\[[0-9]+(, ?[0-9]+)*\]\)|open_url\("[^"\n]+"\))/'
+    ),
+    "cogview": ANYTHING,
+}
+_ONE_WAY = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # as models write JSON
+_STRICT = {"lenient": False, "coerce_one_of": False}  # refuse what cannot be enforced
+_LENIENT = {"lenient": True, "coerce_one_of": True}
+
+_DEFINITIONS = ("$defs", "definitions")  # that a property's schema may refer to
+_MAY_ADD = {"$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas", "patternProperties"}  # more properties
+
+
+def glm4_rules(index: int, tool: Tool) -> list[str]:
+    """The rules of `call_{index}`: the name's line, and all of the arguments' body."""
+    body = _BODIES[tool.name] if tool.built_in else _json(_call_schema(tool), tool, {})
+    return [f"call_{index}: {quoted(tool.name + chr(10))} body_{index}", f"body_{index}: {body}"]
+
+
+def tagged_rules(index: int, tool: Tool, line_break: str, specials: Collection[str]) -> list[str]:
+    """The rules of `call_{index}` between tags. A tag that is a token is named, as it matches no text."""
+    return [*_Tagged(index, tool, line_break, specials).rules()]
+
+
+def lenient_tagged_rules(index: int, tool: Tool) -> list[str]:
+    """The rules of `call_{index}` with any arguments, where all tags are tokens."""
+    argument = f"<arg_key> /[^<]+/ </arg_key> space_{index} <arg_value> /(?s:.*)/ </arg_value> space_{index}"
+    return [
+        f"call_{index}: {glm45.OPEN} {quoted(tool.name)} space_{index} argument_{index}* {glm45.CLOSE}",
+        f"argument_{index}: {argument}",
+        rf"space_{index}: /\s*/",
+    ]
+
+
+class _Tagged:
+    """What `tagged_rules` returns."""
+
+    def __init__(self, index: int, tool: Tool, line_break: str, specials: Collection[str]) -> None:
+        self._index = index
+        self._tool = tool
+        self._line_break = line_break
+        self._specials = specials
+
+    def rules(self) -> Iterator[str]:
+        """Each argument in the schema's order, those that are not required optional."""
+        schema = _call_schema(self._tool)
+        properties: Mapping[str, Any] = schema.get("properties") or {}
+        required = schema.get("required") or ()
+        ids = [f"{self._index}_{place}" for place in range(len(properties))]
+        arguments = [
+            f"argument_{id}{'' if name in required else '?'}" for id, name in zip(ids, properties, strict=True)
+        ]
+        opening, closing = self._sequence(glm45.OPEN, self._tool.name + self._line_break), self._sequence(glm45.CLOSE)
+        yield " ".join((f"call_{self._index}:", opening, *arguments, closing))
+        for id, (name, value) in zip(ids, properties.items(), strict=True):
+            before = self._sequence("<arg_key>", name, "</arg_key>", self._line_break, "<arg_value>")
+            yield f"argument_{id}: {before} value_{id} {self._sequence(self._line_break)}"
+            yield from self._value(f"value_{id}", value, schema)
+
+    def _value(self, rule: str, schema: Any, root: Mapping[str, Any]) -> Iterator[str]:
+        """A value and its closing tag. A string is written as it is, so that its tag alone ends it."""
+        closing = self._sequence("</arg_value>")
+        is_string = types_of_schema(schema, root) == {"string"}
+        schema = resolved(schema, root) if is_string else schema
+        if not is_string:
+            yield f"{rule}: {rule}_json {closing}"
+            yield f"{rule}_json: {_json(schema, self._tool, root)}"
+        elif values := listed_strings(schema):
+            yield f"{rule}: ({' | '.join(map(quoted, values))}) {closing}"
+        else:
+            is_token = "</arg_value>" in self._specials
+            yield f"{rule}: {rule.upper()} {closing}" if is_token else f"{rule}[suffix={closing}]: {rule.upper()}"
+            yield f"{rule.upper()}: {raw_string(schema, '</arg_value>', strict=self._tool.strict)}"
+
+    def _sequence(self, *parts: str) -> str:
+        return " ".join(part if part in self._specials else quoted(part) for part in parts if part)
+
+
+def _call_schema(tool: Tool) -> dict[str, Any]:
+    """The schema of a tool's arguments. A call names no argument that the schema does not."""
+    schema = dict(tool.schema)
+    if not tool.parameters and not tool.built_in:
+        schema["properties"] = {}
+    if "properties" in schema and schema.keys().isdisjoint(_MAY_ADD):
+        schema.setdefault("additionalProperties", False)
+    return schema
+
+
+def _json(schema: Any, tool: Tool, root: Mapping[str, Any]) -> str:
+    """What spells a value of a schema within `root`."""
+    spelled = dict(schema) if isinstance(schema, Mapping) else {}
+    spelled.update((name, root[name]) for name in _DEFINITIONS if name in root)
+    options = _ONE_WAY | (_STRICT if tool.strict else _LENIENT)
+    return f"%json {json.dumps({**spelled, 'x-guidance': options})}"
+
+
+def quoted(text: str) -> str:
+    """A literal of the grammar, which has no way to write a control character."""
+    if any(ord(char) < ord(" ") and char not in "\n\r\t" for char in text):
+        raise InvalidRequest(f"tools: {text!r} has a control character in it; leave it out", param="tools")
+    return json.dumps(text, ensure_ascii=False)
