@@ -5,10 +5,11 @@ the inputs are tokenised.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Tag
 
+from glm_cluster.api.moot import EMBEDDING, Moot
 from glm_cluster.api.schema import Body, FirstFault, TokenIds, at_most, not_empty
 
 MAX_INPUTS = 2048
@@ -71,6 +72,7 @@ class EncodingBody(Body):
 class EmbeddingRequest(EncodingBody):
     """Body of POST /v1/embeddings."""
 
+    moot: ClassVar[Moot] = EMBEDDING
     encoding_format: Literal["float", "base64"] = "float"
     pooling: Literal["last", "mean"] = "last"
     normalize: bool = True

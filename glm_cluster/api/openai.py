@@ -5,7 +5,7 @@ for both wires. Refuses to know the model: its name, vocabulary and length are c
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -29,6 +29,7 @@ from glm_cluster.api.fields import (
     TopK,
     Variables,
 )
+from glm_cluster.api.moot import CHAT, COMPLETION, MESSAGE, STREAM_OPTIONS, Moot
 from glm_cluster.api.schema import Count, FewIds, FirstFault, Schema, at_most
 from glm_cluster.api.structured import StructuredBody
 from glm_cluster.api.tools import Calls, FunctionName, ToolFields
@@ -38,6 +39,7 @@ from glm_cluster.config import MOST_CHOICES
 class Message(Schema):
     """One turn of a conversation."""
 
+    moot: ClassVar[Moot] = MESSAGE
     role: Literal["system", "developer", "user", "assistant", "tool", "observation"]  # the last: GLM's name of `tool`
     content: Content | None = None
     tool_calls: Calls = Field(default=[])
@@ -95,6 +97,7 @@ class Message(Schema):
 class StreamOptions(Schema):
     """What a stream carries beside its tokens."""
 
+    moot: ClassVar[Moot] = STREAM_OPTIONS
     include_usage: bool = False
     continuous_usage_stats: bool = False  # in every chunk, what the request cost so far
 
@@ -167,6 +170,7 @@ class GenerationBody(StructuredBody):
 class ChatCompletionRequest(ToolFields, GenerationBody):
     """Body of POST /v1/chat/completions."""
 
+    moot: ClassVar[Moot] = CHAT
     messages: Annotated[list[Message], Field(min_length=1), FirstFault(), BeforeValidator(at_most(MAX_ITEMS))]
     max_completion_tokens: Count | None = None
     logprobs: bool = False
@@ -219,11 +223,13 @@ class ChatCompletionRequest(ToolFields, GenerationBody):
 class CompletionRequest(GenerationBody):
     """Body of POST /v1/completions."""
 
+    moot: ClassVar[Moot] = COMPLETION
     prompt: Prompt
     max_tokens: Index | None = None  # 0: the prompt is scored, or echoed, and nothing comes after it
     add_special_tokens: bool = True  # those that the tokenizer puts around a text; token ids are left alone
     logprobs: Few | None = None
     echo: bool = False
+    best_of: Count | None = None  # as many as n: all are the best
 
     @property
     def num_logprobs(self) -> int | None:
@@ -242,6 +248,12 @@ class CompletionRequest(GenerationBody):
     @property
     def _is_single(self) -> bool:
         return isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
+
+    @model_validator(mode="after")
+    def _all_are_the_best(self) -> Self:
+        if self.best_of is not None and self.best_of != self.n:
+            raise ValueError("best_of: only as many as n may be generated; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _choices_are_bounded(self) -> Self:

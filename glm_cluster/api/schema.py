@@ -5,20 +5,23 @@ Knows shapes and bounds, for both wires. Refuses to know any route's fields.
 
 from collections.abc import Callable
 from itertools import islice
-from typing import Annotated, Self, TypeAlias, TypeVar
+from typing import Annotated, ClassVar, Self, TypeAlias, TypeVar
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     FailFast,
     Field,
+    GetJsonSchemaHandler,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, ErrorDetails
 
+from glm_cluster.api.moot import Moot, describe, without
 from glm_cluster.errors import InvalidRequest
 
 _ID_LIMIT = 2**63
@@ -81,6 +84,19 @@ class Schema(BaseModel):
     """Fields of exactly these types, and no others."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    moot: ClassVar[Moot] = {}  # what may be asked for because it is done anyway
+
+    @model_validator(mode="before")
+    @classmethod
+    def _moot_is_not_asked(cls, raw: object) -> object:
+        return without(raw, cls.moot) if isinstance(raw, dict) and cls.moot else raw
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """With the fields that are moot."""
+        described = handler(core_schema)
+        describe(handler.resolve_ref_schema(described), cls.moot)
+        return described
 
     @model_validator(mode="before")
     @classmethod

@@ -26,30 +26,6 @@ def real_schemas(packages: tuple[str, ...] = PACKAGES) -> dict[str, dict[str, An
     return dict(by_text.values())
 
 
-def bounded(schema: Any) -> Any:
-    """The schema as a careful client would have it, so that an answer ends however its model rambles.
-
-    No keys but those named, at most 24 characters of text, 2 items of a list, numbers of 4 digits.
-    """
-    if isinstance(schema, list):
-        return [bounded(one) for one in schema]
-    if not isinstance(schema, dict):
-        return schema
-    own = {key: one if key in ("enum", "const", "default") else bounded(one) for key, one in schema.items()}
-    kind = own.get("type")
-    if kind == "object" and "properties" in own:
-        own["additionalProperties"] = False
-    elif kind == "object":
-        own |= {"maxProperties": 2}
-    elif kind == "string" and not own.keys() & {"enum", "const", "format", "pattern"}:
-        own |= {"maxLength": 24}
-    elif kind == "array":
-        own |= {"maxItems": max(2, own.get("minItems", 0))}
-    elif kind in ("integer", "number") and not own.keys() & {"enum", "const"}:
-        own = {"minimum": 0, "maximum": 9999, **own, "type": "integer"}
-    return own
-
-
 def _models(package: str) -> Iterator[tuple[str, type[pydantic.BaseModel]]]:
     for found in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
         for name, value in sorted(vars(importlib.import_module(found.name)).items()):

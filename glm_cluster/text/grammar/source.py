@@ -7,6 +7,7 @@ never stop writing it.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
@@ -29,6 +30,7 @@ _LAYOUT = {
 }
 _OPTIONS = "x-guidance"  # the library's own keyword, by which a schema would change the layout
 _ASCII = "d"  # `\d` is 0-9 to whoever reads the answer; `\w` has letters of every script
+_DIALECT = re.compile(r"https?://(json-schema\.org/(?:schema|(draft-0\d|draft/20\d\d-\d\d)/schema))#?")
 _LITERAL = ("const", "enum", "default", "examples")  # keywords whose values are no schemas
 
 
@@ -66,13 +68,27 @@ def _of_schema(schema: dict[str, Any]) -> _Part:
 def _check_keywords(schema: dict[str, Any]) -> None:
     if _OPTIONS in schema:
         raise InvalidRequest(f"the keyword {_OPTIONS!r} is not supported; leave it out")
+    if isinstance(schema.get("required"), bool) and isinstance(schema.get("type"), str | list):
+        raise InvalidRequest("required is a list of names, beside the properties; write it so, or leave it out")
     if isinstance(pattern := schema.get("pattern"), str):
         limits.check_regex(pattern)
     if isinstance(patterns := schema.get("patternProperties"), dict):
         for pattern in patterns:
             limits.check_regex(pattern)
+    if isinstance(name := schema.get("$schema"), str) and (known := _DIALECT.fullmatch(name)):
+        _spell_dialect(schema, known)
     if schema.get("uniqueItems") is False:
         del schema["uniqueItems"]  # it asks for nothing, and the library knows no uniqueItems
+
+
+def _spell_dialect(schema: dict[str, Any], known: "re.Match[str]") -> None:
+    """With the scheme of its own that each has: many write the other. No number means the latest, the library's own."""
+    if known[2] == "draft-03":
+        raise InvalidRequest("JSON schemas of draft 3 are not supported; write it in a later draft")
+    if known[2] is None:
+        del schema["$schema"]
+    else:
+        schema["$schema"] = f"{'http' if known[2].startswith('draft-') else 'https'}://{known[1]}"
 
 
 def _schemas(value: Any) -> Iterator[dict[str, Any]]:

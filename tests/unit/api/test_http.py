@@ -110,7 +110,7 @@ async def test_quotes_newlines_and_wide_characters_survive_an_event(http):
 
 
 UNSUPPORTED = {
-    "best_of": 2,
+    "guided_json": {},
     "suffix": "x",
     "store": True,
     "chat_template": "x",

@@ -175,6 +175,42 @@ def test_ids_without_a_token_never_come() -> None:
     assert max(ids_of(mask)) < TOKENIZER.vocab_size
 
 
+PAIR = {"type": "array", "items": [{"enum": [1]}, {"enum": ["b"]}], "minItems": 2, "maxItems": 2}
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("draft", ["draft-04", "draft-06", "draft-07", "draft/2019-09"])
+@pytest.mark.parametrize("end", ["", "#"])
+def test_a_dialect_is_known_by_either_scheme(scheme: str, draft: str, end: str) -> None:
+    """Many name https://json-schema.org/draft-07/schema#, which is no resource of the library's."""
+    name = f"{scheme}://json-schema.org/{draft}/schema{end}"
+    start = Matcher.compile(Grammar("json_schema", json.dumps({"$schema": name, **PAIR})), VOCABULARY)
+    assert text_of(walk(start, 0)) == '[1, "b"]'
+
+
+@pytest.mark.parametrize("name", ["http://json-schema.org/draft/2020-12/schema#", "http://json-schema.org/schema#"])
+def test_the_latest_dialect_is_known_by_either_name(name: str) -> None:
+    schema = {"$schema": name, "type": "array", "prefixItems": [{"const": 1}], "items": False, "minItems": 1}
+    assert text_of(walk(Matcher.compile(Grammar("json_schema", json.dumps(schema)), VOCABULARY), 0)) == "[1]"
+
+
+@pytest.mark.parametrize("name", ["http://json-schema.invalid/schema#", "http://json-schema.org/draft-03/schema#"])
+def test_other_dialects_are_refused(name: str) -> None:
+    """The library takes draft 3 for its latest, and would leave out what draft 3 alone knows."""
+    source = json.dumps({"$schema": name, "type": "integer", "divisibleBy": 2})
+    with pytest.raises(InvalidRequest, match=r"json-schema\.invalid|draft 3"):
+        Matcher.compile(Grammar("json_schema", source), VOCABULARY)
+
+
+def test_a_property_that_says_it_is_required_is_refused() -> None:
+    """As in draft 3. The library left it out, and the property with it."""
+    schema = {"type": "object", "properties": {"a": {"type": "integer", "required": True}}}
+    with pytest.raises(InvalidRequest, match="required is a list of names"):
+        Matcher.compile(Grammar("json_schema", json.dumps(schema)), VOCABULARY)
+    named_so = {"type": "object", "properties": {"required": True, "type": {"enum": [1]}}, "required": ["type"]}
+    Matcher.compile(Grammar("json_schema", json.dumps(named_so)), VOCABULARY)
+
+
 def test_an_output_beside_the_grammar_is_an_error() -> None:
     matcher = Matcher.compile(Grammar("regex", "ab"), VOCABULARY)
     with pytest.raises(InternalError, match="left its grammar"):

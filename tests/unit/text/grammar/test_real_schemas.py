@@ -1,12 +1,10 @@
 """What comes out under a real schema keeps it: random outputs of a vocabulary of bytes, for hundreds of schemas."""
 
 import json
-import random
-from typing import Any
 
 import jsonschema
-import numpy as np
 import pytest
+from support.random_author import random_output
 from support.schemas import PACKAGES, real_schemas
 from support.tiny_text import tokenizer_json
 
@@ -17,25 +15,9 @@ from glm_cluster.text.grammar.vocabulary import Vocabulary
 from glm_cluster.text.tokenizer import Tokenizer
 
 STOP = 260
-CLOSERS = (ord('"'), ord("]"), ord("}"), STOP)
 TOKENIZER = Tokenizer(tokenizer_json())
 VOCABULARY = Vocabulary.of(TOKENIZER, stop_ids=(STOP,), vocab_size=300)
 LONGEST = 20000
-
-
-def random_output(schema: dict[str, Any], seed: str) -> list[int]:
-    """Of one who likes to close what is open: strings and lists have no bound."""
-    rng, output = random.Random(seed), []
-    matcher = Matcher.compile(Grammar("json_schema", json.dumps(schema)), VOCABULARY)
-    while True:
-        assert len(output) < LONGEST, "it does not end"
-        ids = np.flatnonzero(np.unpackbits(matcher.allowed().view(np.uint8), bitorder="little"))
-        closing = [id for id in CLOSERS if id in ids]
-        token = int(rng.choice(closing if closing and rng.random() < 0.8 else ids))
-        if token == STOP:
-            return output
-        output.append(token)
-        matcher.take([token])
 
 
 def test_there_are_hundreds() -> None:
@@ -48,4 +30,7 @@ def test_real_schemas_are_kept(package: str) -> None:
     assert schemas
     for name, schema in schemas.items():
         if len(json.dumps(schema)) <= SOURCE_BYTES:
-            jsonschema.validate(json.loads(TOKENIZER.decode(random_output(schema, name))), schema)
+            matcher = Matcher.compile(Grammar("json_schema", json.dumps(schema)), VOCABULARY)
+            output = random_output(matcher, (STOP,), seed=name, most=LONGEST)
+            assert output is not None
+            jsonschema.validate(json.loads(TOKENIZER.decode(output)), schema)
