@@ -33,9 +33,9 @@ from glm_cluster.api.replies import (
     CHAT,
     COMPLETION,
     Asked,
-    Dialect,
     EventWriter,
     Head,
+    ReplyStyle,
     asked,
     dumps,
     http_error_body,
@@ -126,22 +126,22 @@ _Prepare: TypeAlias = Callable[[Service, Account, str, bytes], Awaitable[_Order]
 class _Generating:
     """Answers one generating route, whole or as a stream."""
 
-    def __init__(self, dialect: Dialect, prepare: _Prepare, service: Service) -> None:
-        self.route = dialect.route
-        self._dialect = dialect
+    def __init__(self, style: ReplyStyle, prepare: _Prepare, service: Service) -> None:
+        self.route = style.route
+        self._style = style
         self._prepare = prepare
         self._service = service
 
     async def answer(self, body: bytes, out: Outgoing, account: Account) -> None:
         """Answer as the body asks."""
-        request_id = self._dialect.id_prefix + out.caller.request_id
+        request_id = self._style.id_prefix + out.caller.request_id
         order = await self._prepare(self._service, account, request_id, body)
         prepared = account.admit_generations(order.prepared, model=order.model)
         head = Head(id=request_id, model=order.model)
         stream = self._service.stream(prepared)
         async with aclosing(stream), aclosing(account.metered(stream, streamed=order.stream)) as deltas:
             if order.stream:
-                await _stream(EventWriter(self._dialect, head, order.told), deltas, out, prepared.window)
+                await _stream(EventWriter(self._style, head, order.told), deltas, out, prepared.window)
             else:
                 await out.json_pieces(200, await self._whole(head, await collect(deltas), order))
                 account.delivered()
@@ -150,7 +150,7 @@ class _Generating:
         told, window = order.told, order.prepared.window
         size_bytes = told.size_bytes(answers.choices, num_prompts=len(answers.choices))
         reply = await window.off_loop(
-            lambda: whole_reply(self._dialect, head, answers, told), size_bytes=told_bytes(answers.choices)
+            lambda: whole_reply(self._style, head, answers, told), size_bytes=told_bytes(answers.choices)
         )
         return [dumps(reply)] if size_bytes <= LOOP_BYTES else await window.drain(json_pieces(reply), len)
 

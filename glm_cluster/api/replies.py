@@ -110,7 +110,7 @@ class Reply(PromptFields, total=False):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dialect:
+class ReplyStyle:
     """What tells the two OpenAI routes apart in a reply."""
 
     route: str
@@ -169,7 +169,7 @@ def _call_piece(call: CallDelta) -> CallBody:
     }
 
 
-CHAT = Dialect(
+CHAT = ReplyStyle(
     route="chat",
     id_prefix="chatcmpl-",
     whole="chat.completion",
@@ -180,7 +180,7 @@ CHAT = Dialect(
     logprobs=chat_logprobs_body,
     tells_prompt_once=True,
 )
-COMPLETION = Dialect(
+COMPLETION = ReplyStyle(
     route="completions",
     id_prefix="cmpl-",
     whole="text_completion",
@@ -242,28 +242,28 @@ def asked(request: GenerationBody, prepared: Prepared) -> Asked:
     )
 
 
-def whole_reply(dialect: Dialect, head: Head, answers: Answers, asked: Asked) -> Reply:
+def whole_reply(style: ReplyStyle, head: Head, answers: Answers, asked: Asked) -> Reply:
     """The answer in one object."""
-    reply = _reply(dialect.whole, head, [])
-    reply["choices"] = [_answer(dialect, index, answer, asked) for index, answer in enumerate(answers.choices)]
+    reply = _reply(style.whole, head, [])
+    reply["choices"] = [_answer(style, index, answer, asked) for index, answer in enumerate(answers.choices)]
     reply["usage"] = usage_body(answers.usage)
-    if dialect.tells_prompt_once:
+    if style.tells_prompt_once:
         _tell_prompt(reply, asked, 0, answers.choices[0].prompt_places)
     return reply
 
 
-def _answer(dialect: Dialect, index: int, answer: Answer, asked: Asked) -> Choice:
-    choice = _choice(index, dialect.answer(answer), _logprobs(dialect, answer.places, asked), answer.finish)
+def _answer(style: ReplyStyle, index: int, answer: Answer, asked: Asked) -> Choice:
+    choice = _choice(index, style.answer(answer), _logprobs(style, answer.places, asked), answer.finish)
     choice["stop_reason"] = answer.stop_reason
     if asked.token_ids:
         choice["token_ids"] = answer.token_ids
-    if not dialect.tells_prompt_once:
+    if not style.tells_prompt_once:
         _tell_prompt(choice, asked, index, answer.prompt_places)
     return choice
 
 
-def _logprobs(dialect: Dialect, places: Sequence[Place], asked: Asked) -> ChatLogprobs | TextLogprobs | None:
-    return dialect.logprobs(places) if asked.logprobs else None
+def _logprobs(style: ReplyStyle, places: Sequence[Place], asked: Asked) -> ChatLogprobs | TextLogprobs | None:
+    return style.logprobs(places) if asked.logprobs else None
 
 
 def _tell_prompt(body: PromptFields, asked: Asked, index: int, places: Sequence[Place]) -> None:
@@ -277,8 +277,8 @@ def _tell_prompt(body: PromptFields, asked: Asked, index: int, places: Sequence[
 class EventWriter:
     """Turns the deltas of one stream into server-sent events. What never changes in a chunk is built once."""
 
-    def __init__(self, dialect: Dialect, head: Head, asked: Asked) -> None:
-        self._dialect = dialect
+    def __init__(self, style: ReplyStyle, head: Head, asked: Asked) -> None:
+        self._style = style
         self._head = head
         self._asked = asked
         self._is_plain = not (asked.token_ids or asked.logprobs or asked.usage_so_far)
@@ -293,20 +293,20 @@ class EventWriter:
         frame = self._frames.get(delta.index)
         if frame is None:
             self._frames[delta.index] = self._frame(delta.index)
-            return self._chunk(delta, self._dialect.opening(delta), is_first=True) + self._closing(delta)
+            return self._chunk(delta, self._style.opening(delta), is_first=True) + self._closing(delta)
         if self._is_plain and delta.finish is None and not (delta.reasoning or delta.calls):
             return frame[0] + json.dumps(delta.text).encode() + frame[1] if delta.text else b""
-        return self._chunk(delta, self._dialect.piece(delta)) + self._closing(delta)
+        return self._chunk(delta, self._style.piece(delta)) + self._closing(delta)
 
     def _chunk(self, delta: Delta, content: Choice, *, is_first: bool = False) -> bytes:
-        places = _logprobs(self._dialect, delta.places, self._asked) if delta.places else None
+        places = _logprobs(self._style, delta.places, self._asked) if delta.places else None
         choice = _choice(delta.index, content, places, delta.finish)
         if delta.finish is not None:
             choice["stop_reason"] = delta.stop_reason
         if self._asked.token_ids:
             choice["token_ids"] = delta.token_ids
         chunk = self._around(choice, delta.so_far)
-        if is_first and not self._dialect.tells_prompt_once:
+        if is_first and not self._style.tells_prompt_once:
             _tell_prompt(choice, self._asked, delta.index, delta.prompt_places)
         elif is_first and delta.index == 0:
             _tell_prompt(chunk, self._asked, 0, delta.prompt_places)
@@ -317,16 +317,16 @@ class EventWriter:
             return b""
         if not self._asked.usage:
             return DONE
-        return sse(_reply(self._dialect.chunk, self._head, []) | {"usage": usage_body(delta.usage)}) + DONE
+        return sse(_reply(self._style.chunk, self._head, []) | {"usage": usage_body(delta.usage)}) + DONE
 
     def _frame(self, index: int) -> tuple[bytes, bytes]:
         mark = "\0"
-        plain = sse(self._around(_choice(index, self._dialect.piece(Delta(mark, ())), None, None), None))
+        plain = sse(self._around(_choice(index, self._style.piece(Delta(mark, ())), None, None), None))
         before, _, after = plain.rpartition(json.dumps(mark).encode())
         return before, after
 
     def _around(self, choice: Choice, so_far: Usage | None) -> Reply:
-        chunk = _reply(self._dialect.chunk, self._head, [choice])
+        chunk = _reply(self._style.chunk, self._head, [choice])
         if so_far is not None:
             chunk["usage"] = usage_body(so_far)
         elif self._asked.usage:

@@ -3,9 +3,7 @@
 Knows which may be told before they have ended. Refuses to know tags.
 """
 
-import json
-
-from glm_cluster.text.tools.arguments import Arguments
+from glm_cluster.text.tools.arguments import Arguments, as_json
 
 
 class ArgumentStream:
@@ -29,7 +27,7 @@ class ArgumentStream:
         if self._is_open:
             self._is_open = False
             return f'{escaped(text)}"'
-        return self._key(key) + json.dumps(self._arguments.value(key, text), ensure_ascii=False)
+        return self._key(key) + as_json(self._arguments.value(key, text))
 
     def is_string(self, key: str) -> bool:
         """Whether more and more of an argument can be told."""
@@ -41,9 +39,9 @@ class ArgumentStream:
 
     def _key(self, key: str) -> str:
         self._num_keys += 1
-        return f"{'{' if self._num_keys == 1 else ', '}{json.dumps(key, ensure_ascii=False)}: "
+        return f"{'{' if self._num_keys == 1 else ', '}{as_json(key)}: "
 
 
 def escaped(text: str) -> str:
     """`text` as the inside of a JSON string."""
-    return json.dumps(text, ensure_ascii=False)[1:-1]
+    return as_json(text)[1:-1]

@@ -20,6 +20,12 @@ _STRING = re.compile(r'"(?:[^"\\]|\\(?s:.)?)*+"?')
 _STRING_OR_WORD = re.compile(r"""'(?:[^'\\]|\\(?s:.)?)*+'?|"(?:[^"\\]|\\(?s:.)?)*+"?|\b(?:True|False|None)\b""")
 _ESCAPES = {"\\'": "'", '"': '\\"'}  # of Python's strings in JSON's
 _BRANCHES = ("anyOf", "oneOf", "allOf")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def as_json(value: object) -> str:
+    """The JSON of a value, as models write it. Half a surrogate pair, which no message can hold, stays an escape."""
+    return _SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
 def is_json_object(text: str) -> bool:

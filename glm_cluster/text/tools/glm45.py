@@ -7,13 +7,12 @@ malformed, is text; of one that ends in an argument's key, only that argument is
 the first call is left out, and so is white space before it.
 """
 
-import json
 import re
 from collections.abc import Collection
 from typing import Literal, TypeAlias
 
 from glm_cluster.text.tools.argument_stream import ArgumentStream
-from glm_cluster.text.tools.arguments import Arguments
+from glm_cluster.text.tools.arguments import Arguments, as_json
 from glm_cluster.text.tools.pieces import ArgumentsDelta, CallEnd, CallStart, Content, Piece, whole_call
 from glm_cluster.text.tools.tags import TrailingSpace, Until, without_begun
 from glm_cluster.text.tools.tool import Tool
@@ -99,7 +98,7 @@ class TaggedCalls:
 
     def _arguments(self, call: "_TaggedCall") -> str:
         known = self._known(call.name)
-        return json.dumps({key: known.value(key, text) for key, text in call.arguments}, ensure_ascii=False)
+        return as_json({key: known.value(key, text) for key, text in call.arguments})
 
     def _known(self, name: str) -> Arguments:
         return self._tools.get(name) or Arguments(None)
