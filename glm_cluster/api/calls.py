@@ -121,8 +121,8 @@ def _parsed(request: bytes, kind: type[Message]) -> Message:
 
 def _identify(access: Access, context: CallContext) -> Caller:
     given = [(name, _bytes(value)) for name, value in context.invocation_metadata() or ()]
-    ids = [value.decode("latin-1") for name, value in given if name == "x-request-id"]
-    caller = Caller.unknown(ids[0] if ids else None)
+    names = {name: value.decode("latin-1") for name, value in reversed(given)}
+    caller = Caller.unknown(names.get("x-client-request-id", names.get("x-request-id")))
     return access.callers.identify([value for name, value in given if name == "authorization"], caller)
 
 

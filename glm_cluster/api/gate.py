@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from glm_cluster.api.access import Access
 from glm_cluster.api.callers import Caller
+from glm_cluster.api.headers import CLIENTS_NAME
 from glm_cluster.api.replies import error_body
 from glm_cluster.errors import GlmError, HeadersTooLarge, Unauthenticated
 
@@ -36,7 +37,7 @@ class Gate:
             await send({"type": "websocket.close", "code": _CLOSED})
 
     async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
-        caller = Caller.unknown(_header(scope, b"x-request-id"))
+        caller = Caller.unknown(_header(scope, CLIENTS_NAME))
         out = _named(send, caller)
         try:
             _check_headers(scope)
@@ -76,7 +77,7 @@ def _named(send: Send, caller: Caller) -> Send:
     """Put our name for the request, and the client's own, on the response."""
     ids = [(b"x-request-id", caller.request_id.encode())]
     if caller.client_request_id is not None:
-        ids.append((b"x-client-request-id", caller.client_request_id.encode()))
+        ids.append((CLIENTS_NAME, caller.client_request_id.encode()))
 
     async def named(message: Message) -> None:
         if message["type"] == "http.response.start":

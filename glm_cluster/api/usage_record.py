@@ -18,7 +18,7 @@ class UsageRecord:
 
     time: str  # when it ended, UTC
     request_id: str  # an answer's id ends in it
-    client_request_id: str | None  # the client's own name for it, or else Serve's
+    client_request_id: str | None  # the client's own name for it
     key: str | None  # the name of its bearer's
     user: str | None  # as the client says
     model: str

@@ -116,7 +116,8 @@ def test_http_with_the_key_is_answered_and_recorded(http: httpx.Client, guarded:
     assert response.status_code == 200
     usage = response.json()["usage"]
     ours = response.json()["id"].removeprefix("cmpl-")
-    assert ours in response.headers.get_list("x-request-id")
+    assert response.headers.get_list("x-request-id") == [ours]
+    assert response.headers["x-client-request-id"] == "mine"
     eventually(lambda: any(one["request_id"] == ours for one in guarded.records()), "the record")
     (found,) = [one for one in guarded.records() if one["request_id"] == ours]
     assert (found["key"], found["client_request_id"], found["status"]) == ("ada", "mine", "ok")

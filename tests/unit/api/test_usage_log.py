@@ -143,7 +143,7 @@ async def client(service, server, tally, access: Access) -> AsyncIterator[httpx.
 @pytest.mark.parametrize("stream", [True, False])
 async def test_an_answer_and_its_record_have_the_same_id(stream: bool, client: httpx.AsyncClient, shelf: Shelf):
     body = {"model": "tiny", "prompt": "abc", "max_tokens": 5, "stream": stream}
-    response = await client.post("/v1/completions", json=body, headers={"x-request-id": "mine"})
+    response = await client.post("/v1/completions", json=body, headers={"x-client-request-id": "mine"})
     text = response.text.split("\n")[0].removeprefix("data: ")
     (written,) = shelf.records
     assert json.loads(text)["id"] == "cmpl-" + written.request_id
