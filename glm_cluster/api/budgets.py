@@ -99,8 +99,9 @@ class Budget:
         return reserved
 
     def settle_tokens(self, reserved: int, used: int) -> None:
-        """Put what a request did use in the place of what was spent for it."""
-        self._spend_tokens(used - reserved)
+        """Put what a request did use in the place of what was spent for it; nothing, where there was no budget."""
+        if reserved:
+            self._spend_tokens(used - reserved)
 
     def news(self) -> Spent:
         """What was spent here since this was last asked, and is open now."""
@@ -115,6 +116,10 @@ class Budget:
         if (per_minute := key.tokens_per_minute) is not None:
             self._tokens.charge(elsewhere.tokens, per_minute)
         self._num_open_elsewhere = elsewhere.num_open
+
+    def forget_elsewhere(self) -> None:
+        """Nothing is open elsewhere."""
+        self._num_open_elsewhere = 0
 
     def _spend_tokens(self, amount: int) -> None:
         self._tokens.spend(amount)
@@ -142,9 +147,12 @@ class Budgets:
         """Charge what other fronts spent. Nothing is open at those of which nothing was heard."""
         concerned = elsewhere.keys() | self._open_elsewhere
         self._open_elsewhere = {digest for digest, spent in elsewhere.items() if spent.num_open}
-        for key in keys:
-            if key.sha256 in concerned:
-                self.of(key).hear(key, elsewhere.get(key.sha256, Spent()))
+        known = {key.sha256: key for key in keys}
+        for digest in concerned:
+            if (key := known.get(digest)) is not None:
+                self.of(key).hear(key, elsewhere.get(digest, Spent()))
+            elif (budget := self._of.get(digest)) is not None:  # the key may be back one day
+                budget.forget_elsewhere()
 
 
 def _wait(key: ApiKey, wait_s: float, budget: str) -> None:

@@ -14,7 +14,7 @@ from grpc import StatusCode
 from glm_cluster.api.access import Access
 from glm_cluster.api.callers import Caller
 from glm_cluster.api.exchange import body_too_large
-from glm_cluster.api.servicer import GLM
+from glm_cluster.api.servicer import GLM, Received
 from glm_cluster.api.status_details import status_details
 from glm_cluster.errors import GlmError, InvalidRequest, Overloaded, clipped
 
@@ -81,7 +81,7 @@ def guarded(*names: str) -> Callable[[type[G]], type[G]]:
 
 def _guarded(method: Any, kind: type[Message]) -> Any:
     @wraps(method)
-    async def call(self: Guarded, request: bytes | Message, context: CallContext) -> object:
+    async def call(self: Guarded, request: Received | Message, context: CallContext) -> object:
         message, known = _opened(self.access, request, kind, context)
         return await method(self, message, known)
 
@@ -90,7 +90,7 @@ def _guarded(method: Any, kind: type[Message]) -> Any:
 
 def _guarded_stream(method: Any, kind: type[Message]) -> Any:
     @wraps(method)
-    async def call(self: Guarded, request: bytes | Message, context: CallContext) -> AsyncGenerator[object, None]:
+    async def call(self: Guarded, request: Received | Message, context: CallContext) -> AsyncGenerator[object, None]:
         message, known = _opened(self.access, request, kind, context)
         async with aclosing(method(self, message, known)) as messages:
             async for one in messages:
@@ -100,20 +100,21 @@ def _guarded_stream(method: Any, kind: type[Message]) -> Any:
 
 
 def _opened(
-    access: Access, request: bytes | Message, kind: type[Message], context: CallContext
+    access: Access, request: Received | Message, kind: type[Message], context: CallContext
 ) -> tuple[Message, KnownCall]:
     """The message that was sent, which is not looked into before its sender and its length are known to be right."""
     with status_of(context):
         caller = _identify(access, context)
-        num_bytes = len(request) if isinstance(request, bytes) else request.ByteSize()
+        num_bytes = len(request.content) if isinstance(request, Received) else request.ByteSize()
         if num_bytes > access.limits.max_body_bytes:
             raise body_too_large(access.limits.max_body_bytes)
-        return _parsed(request, kind) if isinstance(request, bytes) else request, KnownCall(context, caller)
+        message = _parsed(request.content, kind) if isinstance(request, Received) else request
+        return message, KnownCall(context, caller)
 
 
-def _parsed(request: bytes, kind: type[Message]) -> Message:
+def _parsed(content: bytes, kind: type[Message]) -> Message:
     try:
-        return kind.FromString(request)
+        return kind.FromString(content)
     except DecodeError as error:
         name = kind.DESCRIPTOR.full_name
         raise InvalidRequest(f"the bytes are no {name}; use the stubs of this release, or reflection") from error

@@ -158,7 +158,16 @@ Variables: TypeAlias = Annotated[
         Annotated[str, Field(min_length=1, max_length=64)],
         bool | int | float | Annotated[str, Field(max_length=4096)] | None,
     ],
-    WithJsonSchema({"type": "object", "maxProperties": MAX_VARIABLES}),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {"minLength": 1, "maxLength": 64},
+            "additionalProperties": {
+                "anyOf": [{"type": ["boolean", "number", "null"]}, {"type": "string", "maxLength": 4096}]
+            },
+            "maxProperties": MAX_VARIABLES,
+        }
+    ),
     BeforeValidator(_few_variables),
     AfterValidator(_variables),
 ]

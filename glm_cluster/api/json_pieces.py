@@ -30,7 +30,7 @@ def _pieces(value: object) -> Iterator[str]:
     if isinstance(value, Mapping):
         yield "{"
         for index, (name, item) in enumerate(value.items()):
-            yield f"{',' if index else ''}{_ENCODER.encode(name)}:"
+            yield f"{',' if index else ''}{_ENCODER.encode(str(name))}:"
             yield from _pieces(item)
         yield "}"
     elif isinstance(value, list | tuple) and value:

@@ -56,7 +56,7 @@ class Slot:
 
     def __init__(self, page: memoryview, home: list["Slot"] | None = None) -> None:
         self._page = page
-        self._cells = page[:_CELLS_BYTES].cast("q")
+        self._cells = page[:_CELLS_BYTES].cast("Q")
         self._home = home
 
     @classmethod
@@ -183,21 +183,32 @@ def ledger_directory(log: Path) -> Path:
 def settle_left(directory: Path, settle: Callable[[Slot, Left], None]) -> None:
     """Have every request settled that processes which are gone have left in `directory`, then remove their ledgers.
 
-    What `settle` raises ends this; a slot that it came back from is free, the others are for the next who tries.
+    A slot that `settle` came back from is free. What it raises ends this for one ledger, whose other slots are for the
+    next who tries, and is raised when the others have been seen to.
     """
     try:
         _check_ours(directory)
         names = sorted(os.listdir(directory))
     except FileNotFoundError:
         return
+    failure: OSError | None = None
     for path in [directory / name for name in names if name.endswith(SUFFIX)]:
-        with _left_behind(path) as slots:
-            for slot in slots:
-                if (left := slot.left()) is not None:
-                    settle(slot, left)
-                    slot.free()
+        try:
+            _settle_one(path, settle)
+        except OSError as error:
+            failure = error
+    if failure is not None:
+        raise failure
     with suppress(OSError):  # somebody's is still there
         directory.rmdir()
+
+
+def _settle_one(path: Path, settle: Callable[[Slot, Left], None]) -> None:
+    with _left_behind(path) as slots:
+        for slot in slots:
+            if (left := slot.left()) is not None:
+                settle(slot, left)
+                slot.free()
 
 
 @contextmanager

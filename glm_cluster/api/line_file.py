@@ -33,13 +33,17 @@ class LineFile:
     def holds(self, inode: int, offset: int, is_it: Callable[[bytes], bool]) -> bool:
         """Whether a whole line stands at `offset` or later of the file `inode`: this one, or moved to beside it.
 
-        If there is no such file, this may be a copy of it, and is read from its beginning.
+        If there is no such file, this may be a copy of it, and is read from its beginning. Of what cannot be read it is
+        taken to hold the line: nobody is to be charged twice.
         """
         named = [Path(entry.path) for entry in os.scandir(self.path.parent) if entry.inode() == inode]
         if not named and not self.path.exists():
             return False
         path, start = (named[0], offset) if named else (self.path, 0)
-        return any(is_it(line) for line in _lines_from(path, start))
+        try:
+            return not path.is_file() or any(is_it(line) for line in _lines_from(path, start))
+        except PermissionError:
+            return True
 
     def _ends_within_line(self, file: int) -> bool:
         """Whether somebody's write, maybe of a process that is gone, ended too early. One in progress is waited for."""
@@ -54,7 +58,7 @@ class LineFile:
         try:
             with _opened(self.path, os.O_RDONLY) as file:
                 return os.pread(file, 1, size - 1) or b"\n"
-        except PermissionError:  # who may only append has to trust the others
+        except (PermissionError, FileNotFoundError):  # who may only append, or comes as it is moved, trusts the others
             return b"\n"
 
 

@@ -205,6 +205,16 @@ class ChatCompletionRequest(ToolFields, GenerationBody):
         )
         return self
 
+    @property
+    def is_held(self) -> bool:
+        """Whether the answer must have a form or call a tool."""
+        return bool(self.demanded) or self.grammar is not None
+
+    @property
+    def continues_answer(self) -> bool:
+        """Whether the prompt ends within an answer."""
+        return self.continue_final_message and bool(self.messages[-1].text)
+
     @model_validator(mode="after")
     def _limits_agree(self) -> Self:
         if self.max_tokens is not None and self.output_limit != self.max_tokens:

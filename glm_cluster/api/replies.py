@@ -35,7 +35,7 @@ from glm_cluster.api.window import LOOP_BYTES
 from glm_cluster.errors import GlmError, InvalidRequest
 
 DONE = b"data: [DONE]\n\n"
-_JSON = json.JSONEncoder(separators=(",", ":"))
+_JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 
 class FunctionBody(TypedDict, total=False):

@@ -124,12 +124,14 @@ class Service:
             request.messages,
             request.chat_template_kwargs,
             tools=request.offered,
-            closes_thinking=bool(request.demanded) or request.grammar is not None,
+            closes_thinking=request.is_held and not request.continues_answer,
             **options,
         )
         prompt = Prompt(ids=await model.window.encode(rendered), param="messages")
         speech, specials = model.speech, model.tokenizer.special_ids
         thinking, opens_line = thinking_at_end(rendered, specials), model_opens_line(rendered)
+        if request.continues_answer and thinking == "before":
+            thinking = "after"  # an answer that has begun is past its reasoning
         state = thinking if speech.thinks else None
         held = held_output(request, speech, specials, thinking=state, opens_line=opens_line)
         reading = Reading(
@@ -176,7 +178,7 @@ class Service:
                 continue_final_message=continue_final_message,
                 variables={**VARIABLES, **variables, **said.variables},
             )
-            if closes_thinking and dialect.thinks and dialect.family is not None:
+            if closes_thinking and dialect.thinks:
                 return with_thinking_closed(prompt, specials, dialect.family)
             return prompt
 

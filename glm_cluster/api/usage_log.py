@@ -86,7 +86,8 @@ class UsageLog:
     def _write(self, record: UsageRecord, slot: Slot) -> None:
         try:
             self._file.append(record.line(), slot.mark)
-        except OSError:
+        except Exception as error:  # the edge of the thread that writes all the others too
+            logging.getLogger(__name__).error("a usage record is lost: %s", error)
             self._meters.count(USAGE_LOST, 1)
         slot.free()
 

@@ -1,19 +1,20 @@
 """How a gRPC call that failed ends in Ray Serve. Knows Serve's two entrances, nothing of what is called.
 
-Serve's direct ingress sends trailers (google.rpc's details, retry-after) only of a method that returns; what it returns
-is not read then. Serve's own proxy takes a method that returns for one that succeeded, unless it sends a message.
+A front that clients reach directly sends trailers (google.rpc's details, retry-after) only of a method that returns;
+what it returns is not read then. Serve's proxies take the status of a call from what comes with a message: a stream
+that returns without one has succeeded to them.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, Protocol
 
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 from grpc import StatusCode
-from ray.serve._private.constants import RAY_SERVE_ENABLE_DIRECT_INGRESS
 
 from glm_cluster.api.calls import CallContext
+from glm_cluster.api.servicer import Received
 from glm_cluster.errors import GlmError
 
 
@@ -23,28 +24,26 @@ class EndedCall(CallContext, Protocol):
     def code(self) -> StatusCode | int | None: ...
 
 
-async def reply(method: Callable[[Any, Any], Awaitable[Message]], request: Message, context: EndedCall) -> Message:
-    """What the method answers; of a call that failed, nothing, where that is how its trailers are sent."""
-    with _ended_as_set(context):
+async def reply(
+    method: Callable[[Any, Any], Awaitable[Message]], request: Received | Message, context: EndedCall
+) -> Message:
+    """What the method answers; of a call that failed with a status, a message that says nothing."""
+    try:
         return await method(request, context)
-    return Empty()
+    except GlmError:
+        if not context.code():
+            raise
+        return Empty()
 
 
 async def replies(
-    method: Callable[[Any, Any], AsyncGenerator[Message, None]], request: Message, context: EndedCall
+    method: Callable[[Any, Any], AsyncGenerator[Message, None]], request: Received | Message, context: EndedCall
 ) -> AsyncGenerator[Message, None]:
-    """The same of a method that streams."""
-    with _ended_as_set(context):
+    """What the method streams; a stream that failed with a status ends where the client is its reader."""
+    try:
         async with aclosing(method(request, context)) as messages:
             async for message in messages:
                 yield message
-
-
-@contextmanager
-def _ended_as_set(context: EndedCall) -> Iterator[None]:
-    """Let a call end with the status that its context has been given; an error without one goes on up."""
-    try:
-        yield
     except GlmError:
-        if not (RAY_SERVE_ENABLE_DIRECT_INGRESS and context.code()):
+        if not (isinstance(request, Received) and request.is_direct and context.code()):
             raise

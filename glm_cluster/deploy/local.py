@@ -87,8 +87,10 @@ def serve(
             finally:
                 _ignore_signals()
                 on_stage("Stopping")
-                stop()
-                write_usage_left(config)
+                try:
+                    stop()
+                finally:
+                    write_usage_left(config)
     except KeyboardInterrupt:
         return
 

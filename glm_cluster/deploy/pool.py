@@ -39,12 +39,16 @@ class PoolClient:
     async def exchange(self, news: Mapping[str, Spent]) -> dict[str, Spent] | None:
         """What the others spent; None if that cannot be had now."""
         response = self._exchange.remote(self._name, news)
+        call = asyncio.ensure_future(_answer(response))
         try:
-            answer: dict[str, Spent] = await asyncio.wait_for(_answer(response), _ANSWER_S)
+            await asyncio.wait([call], timeout=_ANSWER_S)  # a call that somebody else cancels is no end of ours
+            return None if not call.done() or call.cancelled() else call.result()
         except (RayError, RayServeException, TimeoutError):
-            response.cancel()
             return None
-        return answer
+        finally:
+            if not call.done():
+                call.cancel()
+                response.cancel()
 
 
 async def _answer(response: Any) -> dict[str, Spent]:

@@ -123,8 +123,13 @@ def _sample(logits_RV: Tensor, batch: Batch) -> Drawn:
         )
         for row, token in zip(rows, tokens, strict=True):
             drawn[batch.sampled[row]].append((row, token))
-        rows = [row + 1 for row, token in zip(rows, tokens, strict=True) if token == batch.guesses[row]]
+        rows = [row + 1 for row, token in zip(rows, tokens, strict=True) if _goes_on(batch, row, token)]
     return drawn
+
+
+def _goes_on(batch: Batch, row: int, token: int) -> bool:
+    """Whether the next row is the sequence's too: nothing comes after a stop token, guessed or not."""
+    return token == batch.guesses[row] and token not in batch.draws[row].sampling.stop_token_ids
 
 
 class RowHead:

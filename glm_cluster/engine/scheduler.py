@@ -99,6 +99,8 @@ class Scheduler:
             constraint=self._constraint(request),
         )
         if (finish := _finish_reason(sequence)) is not None:
+            if sequence.constraint is not None:
+                sequence.constraint.leave()
             self._events.append(_event(sequence, (), finish))
         else:
             self._waiting.insert(bisect_right(self._waiting, sequence.priority, key=_priority), sequence)
@@ -146,8 +148,9 @@ class Scheduler:
 
         A plan that was not committed is of a step that failed.
         """
-        if self._in_flight is not None:
-            self._undo(self._in_flight)
+        failed, self._in_flight = self._in_flight, None
+        if failed is not None:
+            self._undo(failed)
         self._fail_waiting()
         self._in_flight = self._next_step()
         return self._in_flight

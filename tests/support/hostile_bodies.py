@@ -325,7 +325,9 @@ def _tools() -> Iterator[Attack]:
     yield chat("a choice of nothing", tool_choice="required")
     yield chat("a choice of another", tools=[function()], tool_choice={"type": "function", "function": {"name": "g"}})
     yield chat("a choice that is none", tools=[function()], tool_choice={"type": "function", "function": {"name": 5}})
-    yield chat("tools and a form", tools=[function()], response_format={"type": "json_object"})
+    yield chat(
+        "tools and a form", statuses=frozenset({200}), tools=[function()], response_format={"type": "json_object"}
+    )
     for arguments in ("", "{", "[" * 100_000, "NaN", "5", '"a"', CONTROL, '{"a": "\\ud800"}', "1" * 5000, "{}" * 9):
         call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
         turns = [

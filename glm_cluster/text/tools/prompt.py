@@ -22,7 +22,7 @@ def thinking_at_end(prompt: Sequence[Segment], special_ids: Mapping[str, int]) -
 
 
 def with_thinking_closed(
-    prompt: Sequence[Segment], special_ids: Mapping[str, int], family: Family
+    prompt: Sequence[Segment], special_ids: Mapping[str, int], family: Family | None
 ) -> tuple[Segment, ...]:
     """`prompt` for an answer without reasoning, as one under a grammar has to be."""
     state = thinking_at_end(prompt, special_ids)

@@ -72,6 +72,11 @@ def test_tokens_are_reserved_and_what_was_not_used_is_given_back(access: Access,
         run(access, caller, num_prompt=1)
 
 
+def test_what_was_used_without_a_budget_is_not_charged_to_a_later_one(access: Access):
+    run(access, bearer(), num_prompt=100_000)
+    run(access, bearer(tokens_per_minute=100), num_prompt=100)
+
+
 def test_a_request_of_more_than_a_minute_takes_the_whole_budget(access: Access, clock: Clock):
     """Without max_tokens a request could use all of the model's length; it must be able to run all the same."""
     caller = bearer(tokens_per_minute=100)

@@ -243,3 +243,32 @@ def test_a_program_that_a_front_starts_does_not_hold_its_ledger(directory: Path)
         assert len(left_in(directory)) == 1
     finally:
         child.communicate(b"\n")
+
+
+def test_an_inode_may_have_any_number():
+    slot = Slot.unkept()
+    slot.open(b"a")
+    slot.mark(2**64 - 1, 7)
+    left = slot.left()
+    assert left is not None
+    assert left.mark == (2**64 - 1, 7)
+
+
+def test_an_error_in_one_ledger_holds_up_no_other(directory: Path):
+    for text in (b"a", b"b", b"c"):
+        book = Ledger(directory)
+        assert book.enter(text) is not None
+        fcntl.flock(book._file, fcntl.LOCK_UN)
+    settled = []
+
+    def settle(slot: Slot, left: Left) -> None:
+        if not settled:
+            settled.append(b"")
+            raise OSError("this one cannot be written")
+        settled.append(left.opening)
+
+    with pytest.raises(OSError, match="this one"):
+        settle_left(directory, settle)
+    assert len(settled) == 3
+    settle_left(directory, settle)
+    assert sorted(settled) == [b"", b"a", b"b", b"c"]

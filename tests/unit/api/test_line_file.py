@@ -106,6 +106,21 @@ def test_who_may_not_read_the_file_appends_to_it(path: Path, monkeypatch: pytest
     assert path.read_bytes() == b"one\ntwo\n"
 
 
+def test_of_a_file_that_cannot_be_read_nothing_is_written_twice(path: Path, monkeypatch: pytest.MonkeyPatch):
+    path.write_bytes(b"one\n")
+
+    def may_not(*given: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "open", may_not)
+    assert LineFile(path).holds(path.stat().st_ino, 0, lambda line: False)
+
+
+def test_a_pipe_is_not_read(path: Path):
+    os.mkfifo(path)
+    assert LineFile(path).holds(path.stat().st_ino, 0, lambda line: False)
+
+
 def test_half_a_line_is_an_error(path: Path, monkeypatch: pytest.MonkeyPatch):
     write = os.write
     monkeypatch.setattr(os, "write", lambda file, line: write(file, line[:2]))

@@ -226,3 +226,14 @@ def test_there_is_no_news_of_those_who_do_nothing():
         assert budgets.news() == {KEY: Spent(requests=1, num_open=1)}
         assert budgets.news() == {KEY: Spent(num_open=1)}
     assert budgets.news() == {}
+
+
+def test_a_key_that_is_taken_away_and_given_back_has_nothing_open_elsewhere():
+    key = ApiKey(name="a", sha256=KEY, max_concurrent=1)
+    books = Budgets(lambda: 0.0)
+    books.hear([key], {KEY: Spent(num_open=1)})
+    with pytest.raises(RateLimited), books.of(key).request(key):
+        pass
+    books.hear([], {})
+    with books.of(key).request(key):
+        pass

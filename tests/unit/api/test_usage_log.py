@@ -17,6 +17,7 @@ from glm_cluster.api.access import Access
 from glm_cluster.api.callers import Caller
 from glm_cluster.api.http import build_http_app
 from glm_cluster.api.ledger import Slot
+from glm_cluster.api.line_file import LineFile
 from glm_cluster.api.service import Delta, Usage
 from glm_cluster.api.usage_log import UsageLog
 from glm_cluster.api.usage_record import UsageRecord
@@ -230,6 +231,22 @@ def test_a_log_that_cannot_be_written_is_counted(tmp_path: Path, ledgers: Path, 
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full")
+def test_a_defect_in_writing_loses_one_record(tmp_path: Path, ledgers: Path, tally, monkeypatch: pytest.MonkeyPatch):
+    def fail(file: LineFile, line: bytes, before: object) -> None:
+        if b'"bad"' in line:
+            raise ValueError("a defect")
+        append(file, line, before)
+
+    append = LineFile.append
+    monkeypatch.setattr(LineFile, "append", fail)
+    log = UsageLog(tmp_path / "usage", tally, directory=ledgers)
+    for name in ("bad", "good"):
+        write(log, record(request_id=name))
+    log.close()
+    assert [json.loads(line)["request_id"] for line in (tmp_path / "usage").read_text().splitlines()] == ["good"]
+    assert [name for name, _, _ in tally.counted] == ["glm_usage_records_lost_total"]
+
+
 def test_a_full_disk_is_counted(ledgers: Path, tally):
     log = UsageLog(Path("/dev/full"), tally, directory=ledgers)
     write(log, record())

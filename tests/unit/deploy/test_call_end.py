@@ -1,6 +1,8 @@
 """A failed call's status and trailers, as Serve's two entrances want them left."""
 
+import pickle
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 
 import pytest
 from google.protobuf.empty_pb2 import Empty
@@ -8,7 +10,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from grpc import StatusCode
 
 from glm_cluster.api.calls import status_of
-from glm_cluster.deploy import call_end
+from glm_cluster.api.servicer import Received
 from glm_cluster.deploy.call_end import replies, reply
 from glm_cluster.errors import InvalidRequest
 
@@ -59,49 +61,46 @@ async def breaks(request: StringValue, context: Context) -> StringValue:
     raise ZeroDivisionError
 
 
-@pytest.fixture(params=[True, False], ids=["direct", "proxied"])
-def direct(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    monkeypatch.setattr(call_end, "RAY_SERVE_ENABLE_DIRECT_INGRESS", request.param)
-    return bool(request.param)
+def received(*, directly: bool) -> Received:
+    return Received.here(b"") if directly else replace(Received.here(b""), process=b"a proxy")
 
 
-async def test_an_answer_goes_through(direct: bool):
+async def test_an_answer_goes_through():
     assert await reply(answers, StringValue(value="a"), Context()) == StringValue(value="a")
 
 
-async def test_a_refusal_returns_where_returning_sends_its_trailers(direct: bool):
+@pytest.mark.parametrize("directly", [True, False])
+async def test_a_refusal_is_a_message_that_says_nothing(directly: bool):
     context = Context()
-    if direct:
-        assert await reply(refuses, StringValue(), context) == Empty()
-    else:
-        with pytest.raises(InvalidRequest):
-            await reply(refuses, StringValue(), context)
+    assert await reply(refuses, received(directly=directly), context) == Empty()
     assert context.code() == StatusCode.INVALID_ARGUMENT
     assert [name for name, _ in context.trailers] == ["grpc-status-details-bin"]
 
 
-async def test_a_stream_that_fails_ends_the_same_way(direct: bool):
-    context = Context()
-    got = []
+async def told(request: Received | StringValue, context: Context) -> list[object]:
+    return [message async for message in replies(streams_then_refuses, request, context)]
 
-    async def read() -> None:
-        async for message in replies(streams_then_refuses, StringValue(value="a"), context):
-            got.append(message)
 
-    if direct:
-        await read()
-    else:
-        with pytest.raises(InvalidRequest):
-            await read()
-    assert got == [StringValue(value="a")]
+async def test_a_refused_stream_ends_where_the_client_reads_it():
+    context, request = Context(), received(directly=True)
+    assert await told(request, context) == [request]
     assert context.code() == StatusCode.INVALID_ARGUMENT
 
 
-async def test_what_has_no_status_is_never_taken_for_a_success(direct: bool):
+@pytest.mark.parametrize("request_", [received(directly=False), StringValue()])
+async def test_to_a_proxy_a_refused_stream_is_no_success(request_: Received | StringValue):
+    """It may come through one at any time: HAProxy sends calls to Serve's own while no front is up."""
+    context = Context()
     with pytest.raises(InvalidRequest):
-        await reply(fails, StringValue(), Context())
+        await told(pickle.loads(pickle.dumps(request_)), context)
+    assert context.code() == StatusCode.INVALID_ARGUMENT
 
 
-async def test_a_fault_of_ours_is_not_hidden(direct: bool):
+async def test_what_has_no_status_is_never_taken_for_a_success():
+    with pytest.raises(InvalidRequest):
+        await reply(fails, received(directly=True), Context())
+
+
+async def test_a_fault_of_ours_is_not_hidden():
     with pytest.raises(ZeroDivisionError):
-        await reply(breaks, StringValue(), Context())
+        await reply(breaks, received(directly=True), Context())

@@ -60,6 +60,13 @@ async def test_a_failure_is_no_answer(error: Exception):
     assert await PoolClient(handle).exchange(NEWS) is None
 
 
+async def test_a_call_that_somebody_else_cancels_is_no_answer():
+    async def cancelled(*given: object) -> None:
+        raise asyncio.CancelledError
+
+    assert await PoolClient(Handle(cancelled)).exchange(NEWS) is None
+
+
 async def test_an_answer_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch):
     async def hang(*given: object) -> None:
         await asyncio.Event().wait()
