@@ -15,6 +15,7 @@ from support.engines import drain, drain_events, mixed_requests
 
 from glm_cluster.config import EngineConfig
 from glm_cluster.engine.engine import Engine, open_engine
+from glm_cluster.engine.lookup import PromptLookup
 from glm_cluster.errors import InternalError, InvalidRequest
 from glm_cluster.records import GenerationRequest, Grammar, SamplingParams
 from glm_cluster.text.grammar.vocabulary import Vocabulary
@@ -153,6 +154,37 @@ def test_what_is_forced_costs_no_steps(
         assert json.loads(bytes(ids[:-1])) == json.loads(fixed)["const"]
         steps[max_drafts] = len(events)
     assert steps == {0: len(ids), 3: -(-len(ids) // 4)}
+
+
+def test_nothing_is_drawn_after_a_stop_token_that_was_guessed(
+    opened: Callable[..., Engine],
+    requests: list[GenerationRequest],
+    alone: dict[str, Ids],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A prompt that an answer repeats holds what came after it too, and a grammar that has ended takes no more."""
+    for one in requests[:8]:
+        whole = alone[one.request_id]
+
+        def right(lookup: PromptLookup, tokens: list[int], most: int, one=one, whole=whole) -> Ids:
+            done = len(tokens) - len(one.prompt)
+            return (*whole, 7, 7, 7)[done : done + most]
+
+        monkeypatch.setattr(PromptLookup, "draft", right)
+        engine = opened()
+        assert drain(engine, [one]) == {one.request_id: whole}
+        assert engine.take_failures() == []
+
+
+def test_a_finished_request_waits_for_no_grammar(
+    opened: Callable[..., Engine], requests: list[GenerationRequest], workshop: Workshop
+) -> None:
+    grammar = Grammar("regex", "of no other test")
+    sampling = replace(requests[0].sampling, grammar=grammar, max_tokens=1)
+    engine = opened()
+    engine.add(replace(requests[0], sampling=sampling, output=(5,)))
+    assert not workshop.has(grammar)
+    assert [event.finish for event in engine.step()] == ["length"]
 
 
 def test_strangers_notice_nothing(opened: Callable[..., Engine], requests: list[GenerationRequest]) -> None:
