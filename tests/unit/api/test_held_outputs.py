@@ -219,3 +219,17 @@ async def test_what_cannot_be_kept_is_refused_by_its_field(http: httpx.AsyncClie
         response = await http.post("/v1/chat/completions", json=body)
         assert response.status_code == 400
         assert response.json()["error"]["param"] == field
+
+
+@pytest.mark.parametrize("model", TEMPLATES)
+async def test_an_answer_that_has_begun_goes_on_in_its_form(
+    http: httpx.AsyncClient, tokenizer: Tokenizer, direct: Direct, model: OwnTemplate
+) -> None:
+    """Its reasoning is over: nothing comes between what stands there and what follows."""
+    begun = [USER, {"role": "assistant", "content": "好的："}]
+    body = {"model": model, "messages": begun, "continue_final_message": True, "max_tokens": 300, "seed": 3}
+    made = await choice(http, body | {"response_format": FORM})
+    content, thought, calls = flat(made["message"])
+    assert (thought, calls) == ("", [])
+    jsonschema.validate(json.loads(content), ANSWER)
+    assert tokenizer.decode(direct.prompts[-1]).endswith("好的：")
