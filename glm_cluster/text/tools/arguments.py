@@ -202,11 +202,12 @@ def resolved(schema: object, root: object) -> object:
     for _ in range(_MOST_FOLLOWED):
         if not isinstance(schema, Mapping) or not isinstance(reference := schema.get("$ref"), str):
             return schema
-        schema = _referred(reference, root)
+        schema = referred(reference, root)
     return None
 
 
-def _referred(reference: str, root: object) -> object:
+def referred(reference: str, root: object) -> object:
+    """The schema that a reference leads to, which may be another reference; None if there is none."""
     start, *steps = reference.split("/", _MOST_STEPS)
     place = root if start == "#" else None
     for step in steps:

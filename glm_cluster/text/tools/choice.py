@@ -5,9 +5,11 @@ a grammar is applied. The output ends where the grammar is satisfied and a stop 
 """
 
 from collections.abc import Collection, Iterable, Sequence
+from itertools import chain
 
 from glm_cluster.errors import InvalidRequest
 from glm_cluster.records import Grammar
+from glm_cluster.text.grammar.limits import SOURCE_BYTES
 from glm_cluster.text.tools import glm4, glm45, reasoning
 from glm_cluster.text.tools.output import Family
 from glm_cluster.text.tools.reasoning import State
@@ -33,7 +35,7 @@ def forced_calls(tools: Sequence[Tool], family: Family, specials: Collection[str
         raise InvalidRequest("tool_choice: there are no tools to choose from; give some", param="tool_choice")
     if family == "glm4":
         between = glm4.TURN if glm4.TURN in specials else None
-        rules = [glm4_rules(index, tool) for index, tool in enumerate(tools)]
+        rules: list[Iterable[str]] = [glm4_rules(index, tool) for index, tool in enumerate(tools)]
     else:
         line_break = _line_break(family)
         between = quoted(line_break) if line_break else ""  # a literal may not be empty
@@ -79,10 +81,21 @@ def _strict_lines(functions: Sequence[Tool], specials: Collection[str]) -> Gramm
     return _grammar(lines, rules)
 
 
-def _grammar(lines: Iterable[str], rules: Sequence[Sequence[str]]) -> Grammar:
-    """`lines`, and `call`: one of those whose rules are given."""
+def _grammar(lines: Iterable[str], rules: Sequence[Iterable[str]]) -> Grammar:
+    """`lines`, and `call`: one of those whose rules are given. Rules that no engine would take are not written out."""
     call = "call: " + " | ".join(f"call_{index}" for index in range(len(rules)))
-    return Grammar("lark", "\n".join((*lines, call, *(line for some in rules for line in some), "")))
+    written: list[str] = []
+    length = 0
+    for line in chain(lines, [call], *rules):
+        written.append(line)
+        length += len(line)
+        if length > SOURCE_BYTES:
+            raise InvalidRequest(
+                f"tools: the grammar of their calls has more than {SOURCE_BYTES} bytes; "
+                "make their schemas shorter, definitions above all, or offer fewer",
+                param="tools",
+            )
+    return Grammar("lark", "\n".join((*written, "")))
 
 
 def _line_break(family: Family) -> str:

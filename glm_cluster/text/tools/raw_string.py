@@ -11,9 +11,7 @@ import llguidance
 from glm_cluster.errors import InvalidRequest
 from glm_cluster.text.grammar.limits import check_regex
 
-_KEPT = {"type", "minLength", "maxLength", "pattern"}
-_SAY_NOTHING = {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment"}
-_MOST_COUNTED = 4096  # characters; counting on takes a state for each
+MOST_COUNTED = 4096  # characters; counting on takes a state for each
 _ASCII = "d"  # `\d` is 0-9 to whoever reads the answer
 
 
@@ -28,14 +26,9 @@ def listed_strings(schema: object) -> list[Any]:
 def raw_string(schema: object, closing: str, *, strict: bool) -> str:
     """The terminal of a schema's strings but for those with `closing` in them, which would end there.
 
-    `strict`: all that the schema says, or InvalidRequest.
+    `strict`: as the pattern says too. A length that cannot be counted is none.
     """
     said = schema if isinstance(schema, Mapping) else {}
-    if strict and (unkept := sorted(said.keys() - _KEPT - _SAY_NOTHING)):
-        raise InvalidRequest(
-            f"tools: strict: {unkept[0]!r} of a string cannot be kept in calls as this model writes them; leave it out",
-            param="tools",
-        )
     tag = closing.replace("/", r"\/")
     all_of = [_length(said), f"~/(?s:.*){tag}(?s:.*)/"]
     if strict and isinstance(pattern := said.get("pattern"), str):
@@ -43,16 +36,23 @@ def raw_string(schema: object, closing: str, *, strict: bool) -> str:
     return " & ".join(all_of)
 
 
+def is_length(value: object) -> bool:
+    """Whether it is a length that can be counted to."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_COUNTED
+
+
 def _length(schema: Mapping[str, Any]) -> str:
     low, high = schema.get("minLength", 0), schema.get("maxLength")
-    bounds = [one if isinstance(one, int) and 0 <= one <= _MOST_COUNTED else None for one in (low, high)]
-    least, most = bounds[0] or 0, "" if bounds[1] is None else bounds[1]
+    least, most = low if is_length(low) else 0, high if is_length(high) else ""
     return f"/(?s:.{{{least},{most}}})/" if least or most != "" else "/(?s:.*)/"
 
 
 def _pattern(pattern: str) -> str:
     """A string that the pattern is found in. What it looks for at an end stands at an end here in all alternatives."""
-    check_regex(pattern)
+    try:
+        check_regex(pattern)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"tools: {error.message}", param="tools") from error
     starts, ends = pattern.startswith("^"), pattern.endswith("$") and not pattern.endswith("\\$")
     inner = pattern[starts : len(pattern) - ends]
     regex = f"{'' if starts else '(?s:.*)'}(?:{inner}){'' if ends else '(?s:.*)'}"

@@ -12,9 +12,12 @@ from glm_cluster.errors import InvalidRequest
 from glm_cluster.text.tools import glm45
 from glm_cluster.text.tools.arguments import resolved, types_of_schema
 from glm_cluster.text.tools.raw_string import listed_strings, raw_string
+from glm_cluster.text.tools.references import Parts
+from glm_cluster.text.tools.strictness import check_arguments, strict_string
 from glm_cluster.text.tools.tool import Tool
 
 ANYTHING = "/(?s:.+)/"
+_VALUE_END = "</arg_value>"
 _BODIES = {  # of GLM-4's All Tools
     "python": ANYTHING,
     "simple_browser": (
@@ -26,19 +29,18 @@ _ONE_WAY = {"whitespace_flexible": False, "item_separator": ", ", "key_separator
 _STRICT = {"lenient": False, "coerce_one_of": False}  # refuse what cannot be enforced
 _LENIENT = {"lenient": True, "coerce_one_of": True}
 
-_DEFINITIONS = ("$defs", "definitions")  # that a property's schema may refer to
 _MAY_ADD = {"$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas", "patternProperties"}  # more properties
 
 
 def glm4_rules(index: int, tool: Tool) -> list[str]:
     """The rules of `call_{index}`: the name's line, and all of the arguments' body."""
-    body = _BODIES[tool.name] if tool.built_in else _json(_call_schema(tool), tool, {})
+    body = _BODIES[tool.name] if tool.built_in else _json(_call_schema(tool), tool)
     return [f"call_{index}: {quoted(tool.name + chr(10))} body_{index}", f"body_{index}: {body}"]
 
 
-def tagged_rules(index: int, tool: Tool, line_break: str, specials: Collection[str]) -> list[str]:
+def tagged_rules(index: int, tool: Tool, line_break: str, specials: Collection[str]) -> Iterator[str]:
     """The rules of `call_{index}` between tags. A tag that is a token is named, as it matches no text."""
-    return [*_Tagged(index, tool, line_break, specials).rules()]
+    return _Tagged(index, tool, line_break, specials).rules()
 
 
 def lenient_tagged_rules(index: int, tool: Tool) -> list[str]:
@@ -59,12 +61,15 @@ class _Tagged:
         self._tool = tool
         self._line_break = line_break
         self._specials = specials
+        self._schema = _call_schema(tool)
 
     def rules(self) -> Iterator[str]:
         """Each argument in the schema's order, those that are not required optional."""
-        schema = _call_schema(self._tool)
-        properties: Mapping[str, Any] = schema.get("properties") or {}
-        required = schema.get("required") or ()
+        if self._tool.strict:
+            check_arguments(self._schema, self._tool)
+        properties: Mapping[str, Any] = self._schema.get("properties") or {}
+        required = named if isinstance(named := self._schema.get("required"), list) else ()
+        parts = Parts(self._schema)
         ids = [f"{self._index}_{place}" for place in range(len(properties))]
         arguments = [
             f"argument_{id}{'' if name in required else '?'}" for id, name in zip(ids, properties, strict=True)
@@ -74,22 +79,26 @@ class _Tagged:
         for id, (name, value) in zip(ids, properties.items(), strict=True):
             before = self._sequence("<arg_key>", name, "</arg_key>", self._line_break, "<arg_value>")
             yield f"argument_{id}: {before} value_{id} {self._sequence(self._line_break)}"
-            yield from self._value(f"value_{id}", value, schema)
+            if types_of_schema(value, self._schema) == {"string"}:
+                yield from self._string(f"value_{id}", self._string_schema(name, value))
+            else:
+                yield f"value_{id}: value_{id}_json {self._sequence(_VALUE_END)}"
+                yield f"value_{id}_json: {_json(parts.document(value), self._tool)}"
 
-    def _value(self, rule: str, schema: Any, root: Mapping[str, Any]) -> Iterator[str]:
-        """A value and its closing tag. A string is written as it is, so that its tag alone ends it."""
-        closing = self._sequence("</arg_value>")
-        is_string = types_of_schema(schema, root) == {"string"}
-        schema = resolved(schema, root) if is_string else schema
-        if not is_string:
-            yield f"{rule}: {rule}_json {closing}"
-            yield f"{rule}_json: {_json(schema, self._tool, root)}"
-        elif values := listed_strings(schema):
+    def _string(self, rule: str, schema: object) -> Iterator[str]:
+        """A string and its closing tag. It is written as it is, so that its tag alone ends it."""
+        closing = self._sequence(_VALUE_END)
+        if values := listed_strings(schema):
             yield f"{rule}: ({' | '.join(map(quoted, values))}) {closing}"
         else:
-            is_token = "</arg_value>" in self._specials
+            is_token = _VALUE_END in self._specials
             yield f"{rule}: {rule.upper()} {closing}" if is_token else f"{rule}[suffix={closing}]: {rule.upper()}"
-            yield f"{rule.upper()}: {raw_string(schema, '</arg_value>', strict=self._tool.strict)}"
+            yield f"{rule.upper()}: {raw_string(schema, _VALUE_END, strict=self._tool.strict)}"
+
+    def _string_schema(self, name: str, schema: object) -> object:
+        if self._tool.strict:
+            return strict_string(schema, self._schema, self._tool, name, _VALUE_END)
+        return resolved(schema, self._schema)
 
     def _sequence(self, *parts: str) -> str:
         return " ".join(part if part in self._specials else quoted(part) for part in parts if part)
@@ -105,12 +114,10 @@ def _call_schema(tool: Tool) -> dict[str, Any]:
     return schema
 
 
-def _json(schema: Any, tool: Tool, root: Mapping[str, Any]) -> str:
-    """What spells a value of a schema within `root`."""
-    spelled = dict(schema) if isinstance(schema, Mapping) else {}
-    spelled.update((name, root[name]) for name in _DEFINITIONS if name in root)
+def _json(schema: Mapping[str, Any], tool: Tool) -> str:
+    """What spells a value of a schema."""
     options = _ONE_WAY | (_STRICT if tool.strict else _LENIENT)
-    return f"%json {json.dumps({**spelled, 'x-guidance': options})}"
+    return f"%json {json.dumps({**schema, 'x-guidance': options})}"
 
 
 def quoted(text: str) -> str:

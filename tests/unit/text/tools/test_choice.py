@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from glm_cluster.text.tools.choice import forced_calls, strict_calls
 from glm_cluster.text.tools.output import Family, OutputReader, call_reader, parse
 from glm_cluster.text.tools.prompt import thinking_at_end, with_thinking_closed
 from glm_cluster.text.tools.reasoning import State
+from glm_cluster.text.tools.rules import tagged_rules
 from glm_cluster.text.tools.tool import Tool
 
 WEATHER: dict[str, Any] = {
@@ -244,8 +246,13 @@ RAW: list[tuple[dict[str, Any], str, bool]] = [
     ({"minLength": 1, "maxLength": 3, "description": "x"}, "北é\n", True),
     ({"minLength": 1, "maxLength": 3}, "", False),
     ({"minLength": 1, "maxLength": 3}, "abcd", False),
-    ({"maxLength": 100_000}, "abcd", True),
+    ({"maxLength": 4096}, "abcd", True),
     ({"const": "a/b"}, "a/b", True),
+    ({"const": "a", "enum": ["a", "b"]}, "a", True),
+    ({"const": "a", "enum": ["a", "b"]}, "b", False),
+    ({"enum": ["a", "北京", "abc", 5], "minLength": 2, "maxLength": 2}, "北京", True),
+    ({"enum": ["a", "北京", "abc", 5], "minLength": 2, "maxLength": 2}, "a", False),
+    ({"enum": ["a", "北京", "abc", 5], "minLength": 2, "maxLength": 2}, "abc", False),
     ({"const": "a/b"}, "a", False),
     ({"enum": ["", "a"]}, "", True),
     ({"pattern": r"^\d{2}/[a-c]+$"}, "12/ab", True),
@@ -277,12 +284,173 @@ def test_strings_of_strict_tools_keep_to_all_that_their_schemas_say(
     assert json.loads(read.arguments) == {"a": text}
 
 
-@pytest.mark.parametrize("schema", [{"format": "date"}, {"not": {}}, {"allOf": [{}]}])
-def test_what_cannot_be_kept_of_a_string_is_refused_of_strict_tools_alone(schema: dict[str, Any]) -> None:
-    parameters = {"properties": {"a": {"type": "string", **schema}}}
+def refused(parameters: dict[str, Any]) -> str:
+    """Why a strict tool is, which is none where it is not strict."""
     assert forced_calls([Tool(name="f", parameters=parameters)], "glm47", (), parallel=False)
-    with pytest.raises(InvalidRequest, match=f"tools: strict: '{next(iter(schema))}' of a string cannot be kept"):
+    with pytest.raises(InvalidRequest, match=r"^tools: strict: ") as caught:
         forced_calls([Tool(name="f", parameters=parameters, strict=True)], "glm47", (), parallel=False)
+    with pytest.raises(InvalidRequest, match=r"^tools: strict: "):
+        strict_calls([Tool(name="f", parameters=parameters, strict=True)], "glm47", TAGS, None)
+    assert caught.value.param == "tools"
+    assert "'f'" in caught.value.message
+    return caught.value.message
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"format": "date"},
+        {"not": {}},
+        {"allOf": [{}]},
+        {"maxLength": 4097},
+        {"minLength": 2.0},
+        {"minLength": -1},
+        {"maxLength": True},
+        {"pattern": "^a", "enum": ["a"]},
+        {"pattern": 5},
+        {"enum": ["a", "b"], "minLength": 2},
+        {"enum": [], "description": "x"},
+        {"enum": ["</arg_value>"]},
+        {"const": 5},
+        {"const": "c", "enum": ["a", "b"]},
+        {"anyOf": [{"minLength": 3}], "enum": ["a"]},
+    ],
+)
+def test_what_cannot_be_kept_of_a_string_is_refused_of_strict_tools_alone(schema: dict[str, Any]) -> None:
+    why = refused({"properties": {"a": {"type": "string", **schema}}})
+    assert f"'{next(iter(schema))}' " in why
+    assert "the string 'a' of 'f' cannot be kept" in why
+
+
+def test_a_pattern_that_is_too_long_is_refused_by_its_field() -> None:
+    parameters = {"properties": {"a": {"type": "string", "pattern": "a" * 5000}}}
+    with pytest.raises(InvalidRequest, match=r"^tools: a regex has more than 4096 bytes") as caught:
+        forced_calls([Tool(name="f", parameters=parameters, strict=True)], "glm47", (), parallel=False)
+    assert caught.value.param == "tools"
+
+
+@pytest.mark.parametrize("beside", [{"maxLength": 3}, {"pattern": "a"}, {"enum": ["a"]}, {"minLength": 2}])
+def test_nor_is_what_stands_beside_a_reference(beside: dict[str, Any]) -> None:
+    chained = {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/c", **beside}, "c": {"type": "string"}}
+    for reference in ("#/$defs/a", "#/$defs/b"):
+        why = refused({"properties": {"a": {"$ref": reference, "description": "x"}}, "$defs": chained})
+        assert f"'{next(iter(beside))}' beside '$ref' in the string 'a' of 'f' cannot be kept" in why
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"anyOf": [{"required": ["a"]}]},
+        {"$ref": "#/$defs/A", "$defs": {"A": {"properties": {"b": {}}}}},
+        {"dependentRequired": {"a": ["b"]}},
+        {"minProperties": 1},
+        {"patternProperties": {}},
+        {"additionalProperties": {"type": "string"}},
+        {"required": ["a", "c"]},
+        {"required": True},
+        {"properties": {"a": False}},
+    ],
+)
+def test_what_cannot_be_kept_of_all_arguments_is_refused_too(schema: dict[str, Any]) -> None:
+    why = refused({"properties": {"a": {"type": "integer"}, "b": True}, **schema})
+    assert f"'{next(iter(schema))}' of the arguments of 'f' cannot be kept" in why
+
+
+def test_strict_schemas_as_clients_write_them_are_kept(library: Any) -> None:
+    """All keywords of those that pydantic and the SDKs make."""
+    parameters = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": "trip",
+        "title": "Trip",
+        "description": "d",
+        "type": "object",
+        "properties": {
+            "unit": {"$ref": "#/$defs/Unit", "description": "d", "default": "C"},
+            "kind": {"const": "trip", "enum": ["trip"], "title": "Kind", "type": "string"},
+            "note": {"anyOf": [{"type": "string"}, {"type": "null"}], "default": None, "title": "Note"},
+            "legs": {"type": "array", "items": {"$ref": "#/$defs/Leg"}},
+        },
+        "required": ["unit", "kind", "note", "legs"],
+        "additionalProperties": False,
+        "$defs": {
+            "Unit": {"enum": ["C", "F"], "title": "Unit", "type": "string"},
+            "Leg": {
+                "type": "object",
+                "properties": {
+                    "to": {"type": "string"},
+                    "then": {"anyOf": [{"$ref": "#/$defs/Leg"}, {"type": "null"}]},
+                },
+                "required": ["to", "then"],
+                "additionalProperties": False,
+            },
+        },
+    }
+    grammar = forced_calls([Tool(name="f", parameters=parameters, strict=True)], "glm47", (), parallel=False).source
+    good = {"unit": "F", "kind": "trip", "note": "null", "legs": '[{"to": "x", "then": {"to": "y", "then": null}}]'}
+    assert allows(library, grammar, tagged("glm47", "f", **good))
+    for wrong in ({"unit": "K"}, {"kind": "t"}, {"note": "5"}, {"legs": '[{"to": "x"}]'}):
+        assert not allows(library, grammar, tagged("glm47", "f", **{**good, **wrong}))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(
+    ("value", "good", "wrong"),
+    [
+        ({"type": "array", "items": {"$ref": "#"}}, '[{"n": 1, "a": [{"n": 2}]}]', '[[{"n": 1}]]'),
+        ({"type": "array", "items": {"$ref": "#"}}, "[]", '[{"a": []}]'),
+        ({"$ref": "#/properties/n"}, "1", '"x"'),
+        ({"$ref": "#/$defs/tree"}, '{"kid": {"n": 1}}', '{"kid": {}}'),
+        (
+            {"type": "object", "properties": {"default": {"$ref": "#/properties/n"}}},
+            '{"default": 1}',
+            '{"default": []}',
+        ),
+        ({"enum": [{"$ref": "#"}]}, '{"$ref": "#"}', '{"n": 1}'),
+    ],
+)
+def test_references_mean_the_same_in_a_call(
+    library: Any, strict: bool, value: dict[str, Any], good: str, wrong: str
+) -> None:
+    tree = {"type": "object", "properties": {"kid": {"$ref": "#"}}, "required": ["kid"], "additionalProperties": False}
+    parameters = {
+        "$id": "node",
+        "properties": {"n": {"type": "integer"}, "a": value},
+        "required": ["n"],
+        "$defs": {"tree": tree, "root_0": {"type": "null"}},
+    }
+    tool = Tool(name="f", parameters=parameters, strict=strict)
+    grammar = forced_calls([tool], "glm47", (), parallel=False).source
+    assert allows(library, grammar, tagged("glm47", "f", n="1", a=good))
+    assert not allows(library, grammar, tagged("glm47", "f", n="1", a=wrong))
+
+
+def test_required_that_is_no_list_asks_for_nothing(library: Any) -> None:
+    tool = Tool(name="f", parameters={"properties": {"a": {"type": "integer"}}, "required": True})
+    assert allows(library, forced_calls([tool], "glm47", (), parallel=False).source, tagged("glm47", "f"))
+
+
+def test_a_grammar_is_written_no_further_than_an_engine_would_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each property that refers to a definition has all of them with it."""
+    written: list[str] = []
+
+    def counted(index: int, tool: Tool, *more: Any) -> Iterator[str]:
+        for line in tagged_rules(index, tool, *more):
+            written.append(line)
+            yield line
+
+    monkeypatch.setattr("glm_cluster.text.tools.choice.tagged_rules", counted)
+    definitions = {"a": {"type": "object", "description": "x" * 30_000}}
+    for name, is_long in (("$ref", True), ("description", False)):
+        properties = {f"p{index}": {"type": "array", "items": {name: "#/$defs/a"}} for index in range(100)}
+        tool = Tool(name="f", parameters={"properties": properties, "$defs": definitions})
+        written.clear()
+        if is_long:
+            with pytest.raises(InvalidRequest, match=r"^tools: .*65536 bytes.* definitions") as caught:
+                forced_calls([tool] * 100, "glm47", (), parallel=False)
+            assert caught.value.param == "tools"
+        else:
+            assert forced_calls([tool], "glm47", (), parallel=False)
+        assert sum(map(len, written)) < 100_000
 
 
 def test_odd_names_are_spelled_or_refused(library: Any) -> None:
