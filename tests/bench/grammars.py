@@ -173,11 +173,13 @@ def _texts(schemas: dict[str, str]) -> dict[str, str]:
     texts = {}
     for name, source in schemas.items():
         rng, output, matcher = random.Random(name), [], Matcher.compile(Grammar("json_schema", source), small)
-        while not output or output[-1] != 256:
+        while True:
             ids = np.flatnonzero(np.unpackbits(matcher.allowed().view(np.uint8), bitorder="little"))
             ids = ids[(ids >= 32) & (ids < 127) | (ids == 256)]
             closing = [id for id in (34, 93, 125, 256) if id in ids]
             output.append(int(rng.choice(closing if closing and rng.random() < 0.2 else ids)))
+            if output[-1] == 256:
+                break
             matcher.take(output[-1:])
         texts[name] = bytes(output[:-1]).decode()
     return texts
@@ -250,9 +252,9 @@ def _one_hostile(library: str, case: str) -> None:
             mask = follower.mask()
             worst = max(worst, time.process_time() - begun)
             ids = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
-            follower.take(token := int(rng.choice(ids)))
-            if token == stop:
+            if (token := int(rng.choice(ids))) == stop:
                 break
+            follower.take(token)
     except Exception as error:  # whatever a library raises is a refusal here
         outcome = f"refused: {' '.join(str(error).split())[:80]}"
     figures = {
