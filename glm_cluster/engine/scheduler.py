@@ -20,9 +20,9 @@ from dataclasses import dataclass, replace
 from glm_cluster.engine.blocks import BlockPool, OutOfBlocks
 from glm_cluster.engine.constraint import Constrain, Constraint
 from glm_cluster.engine.plan import Slice, StepOutput, StepPlan
-from glm_cluster.engine.sequence import Request, Sequence
+from glm_cluster.engine.sequence import Request, Sequence, sequence_key
 from glm_cluster.errors import GlmError, InvalidRequest, Overloaded
-from glm_cluster.records import FinishReason, GenerationRequest, ReplicaLoad, TokenEvent, TokenLogprobs
+from glm_cluster.records import GenerationRequest, ReplicaLoad, TokenEvent
 
 # A step with few rows waits for weights: on a CPU one of four rows takes as long as one of one, one of eight a third
 # longer (measured). So any guess may ride in the first rows, and in the rest those of sequences whose last was right.
@@ -98,10 +98,10 @@ class Scheduler:
             max_drafts=self._max_drafts(request),
             constraint=self._constraint(request),
         )
-        if (finish := _finish_reason(sequence)) is not None:
+        if (finish := sequence.finish_reason) is not None:
             if sequence.constraint is not None:
                 sequence.constraint.leave()
-            self._events.append(_event(sequence, (), finish))
+            self._events.append(sequence.event((), finish))
         else:
             self._waiting.insert(bisect_right(self._waiting, sequence.priority, key=_priority), sequence)
 
@@ -134,14 +134,14 @@ class Scheduler:
         """Forget a request; its blocks are free at once. Unknown ids are ignored: it may just have finished."""
         key = sequence_key(request_id, attempt)
         if (sequence := self._running.pop(key, None)) is None:
-            sequence = next((s for s in self._waiting if _key(s) == key), None)
+            sequence = next((s for s in self._waiting if s.key == key), None)
             if sequence is None:
                 return
             self._waiting.remove(sequence)
         if sequence.constraint is not None:
             sequence.constraint.leave()
         self._drop(sequence)
-        self._events.append(_event(sequence, (), "cancelled"))
+        self._events.append(sequence.event((), "cancelled"))
 
     def plan(self) -> StepPlan | None:
         """Choose the next step: running sequences first, then as many waiting ones as fit. None when idle.
@@ -167,7 +167,7 @@ class Scheduler:
         slices: list[Slice] = []
         budget, num_waiting = self._step_tokens, len(self._waiting)
         for sequence in list(self._running.values()):
-            if budget and _key(sequence) in self._running:
+            if budget and sequence.key in self._running:
                 budget -= self._grow(sequence, budget, slices)
         if len(self._waiting) > num_waiting:  # a preemption: what it freed is not given out again at once
             return StepPlan(tuple(slices))
@@ -242,7 +242,7 @@ class Scheduler:
 
         Whoever has a place keeps it: those that are preempted for blocks are younger than all that have one.
         """
-        slices.append(_slice(sequence, count))
+        slices.append(sequence.slice(count))
         self._publish(sequence, sequence.num_computed + count)
         return count
 
@@ -277,7 +277,7 @@ class Scheduler:
             sequence.was_admitted = True
             sequence.num_cached = min(sequence.num_computed, len(sequence.request.prompt))
         self._waiting.remove(sequence)
-        self._running[_key(sequence)] = sequence
+        self._running[sequence.key] = sequence
         return self._put(sequence, count, slices)
 
     def _add_drafts(self, slices: list[Slice], budget: int) -> None:
@@ -317,7 +317,7 @@ class Scheduler:
         return replace(part, tokens=part.tokens + draft, blocks=tuple(sequence.blocks), num_drafts=len(draft))
 
     def _preempt(self, sequence: Sequence) -> None:
-        del self._running[_key(sequence)]
+        del self._running[sequence.key]
         self._drop(sequence)
         self._waiting.insert(bisect_left(self._waiting, sequence.priority, key=_priority), sequence)
 
@@ -337,14 +337,14 @@ class Scheduler:
         if part.pooling is not None:
             rows = output.rows[part.key]
             sequence.pooled = rows if sequence.pooled is None else sequence.pooled.plus(rows)
-        finish = _finish_reason(sequence)
+        finish = sequence.finish_reason
         if tokens or finish is not None:
-            self._events.append(_event(sequence, tokens, finish, output.logprobs.get(part.key, ())))
+            self._events.append(sequence.event(tokens, finish, output.logprobs.get(part.key, ())))
         if finish is not None:
             self._end(sequence)
 
     def _end(self, sequence: Sequence) -> None:
-        del self._running[_key(sequence)]
+        del self._running[sequence.key]
         self._drop(sequence)
 
     def _take(self, sequence: Sequence, part: Slice, sampled: tuple[int, ...]) -> tuple[int, ...]:
@@ -357,7 +357,7 @@ class Scheduler:
         before = len(sequence.tokens)
         for token in sampled:
             sequence.tokens.append(token)
-            if _finish_reason(sequence) is not None:
+            if sequence.finish_reason is not None:
                 break
         return tuple(sequence.tokens[before:])
 
@@ -377,69 +377,5 @@ class Scheduler:
             self._pool.publish(sequence.blocks[index], names[index])
 
 
-def sequence_key(request_id: str, attempt: int) -> str:
-    """Two attempts of one request may meet in one engine; they are different sequences."""
-    return f"{request_id}#{attempt}"
-
-
-def _key(sequence: Sequence) -> str:
-    return sequence_key(sequence.request.request_id, sequence.request.attempt)
-
-
 def _priority(sequence: Sequence) -> int:
     return sequence.priority
-
-
-def _slice(sequence: Sequence, count: int) -> Slice:
-    start = sequence.num_computed
-    is_last = count == sequence.num_missing
-    return Slice(
-        key=_key(sequence),
-        tokens=tuple(sequence.tokens[start : start + count]),
-        start=start,
-        blocks=tuple(sequence.blocks),
-        samples=is_last and sequence.sampling is not None and len(sequence.tokens) < sequence.max_len,
-        pooling=sequence.pooling if is_last or sequence.needs_every_row else None,
-        num_scored=sequence.num_scored(count),
-        past=sequence.past,
-    )
-
-
-def _finish_reason(sequence: Sequence) -> FinishReason | None:
-    if sequence.sampling is None:
-        return None if sequence.num_missing else "stop"
-    if sequence.num_output and sequence.tokens[-1] in sequence.sampling.stop_token_ids:
-        return "stop"
-    if len(sequence.tokens) < sequence.max_len or (sequence.scores_prompt and sequence.num_missing):
-        return None
-    return "length"
-
-
-def _event(
-    sequence: Sequence,
-    tokens: tuple[int, ...],
-    finish: FinishReason | None,
-    logprobs: tuple[TokenLogprobs, ...] = (),
-) -> TokenEvent:
-    request = sequence.request
-    return TokenEvent(
-        request.request_id,
-        request.attempt,
-        start=sequence.num_output - len(tokens),
-        tokens=tokens,
-        finish=finish,
-        num_cached_tokens=sequence.num_cached,
-        encoded=None if sequence.pooled is None else sequence.pooled.encoded(sequence.num_cached),
-        logprobs=logprobs[: len(tokens)],
-        prompt_logprobs=_prompt_logprobs(sequence, tokens) if tokens or finish == "length" else (),
-    )
-
-
-def _prompt_logprobs(sequence: Sequence, tokens: tuple[int, ...]) -> tuple[TokenLogprobs | None, ...]:
-    """With the first tokens of output, or where there are to be none, if asked for."""
-    sampling = sequence.sampling
-    if sampling is None or sampling.prompt_logprobs is None or sequence.num_output > len(tokens):
-        return ()
-    scores, sequence.scores = sequence.scores, []
-    assert len(scores) == len(sequence.request.prompt) - 1
-    return (None, *scores)

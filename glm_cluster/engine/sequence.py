@@ -6,9 +6,16 @@ from glm_cluster.engine.blocks import block_hash, root_hash
 from glm_cluster.engine.constraint import Constraint
 from glm_cluster.engine.lookup import PromptLookup
 from glm_cluster.engine.past import Past
-from glm_cluster.engine.plan import Pooled
+from glm_cluster.engine.plan import Pooled, Slice
 from glm_cluster.errors import GlmError
-from glm_cluster.records import EncodeRequest, GenerationRequest, SamplingParams, TokenLogprobs
+from glm_cluster.records import (
+    EncodeRequest,
+    FinishReason,
+    GenerationRequest,
+    SamplingParams,
+    TokenEvent,
+    TokenLogprobs,
+)
 
 Request: TypeAlias = GenerationRequest | EncodeRequest
 
@@ -30,6 +37,7 @@ class Sequence:
         constraint: Constraint | None = None,
     ) -> None:
         self.request = request
+        self.key = sequence_key(request.request_id, request.attempt)
         self.sampling = request.sampling if isinstance(request, GenerationRequest) else None
         self.pooling = request.pooling if isinstance(request, EncodeRequest) else None
         self.pooled: Pooled | None = None
@@ -120,3 +128,58 @@ class Sequence:
             parent = self._hashes[-1] if self._hashes else self._root_hash
             self._hashes.append(block_hash(parent, self.tokens[start : start + self._block_tokens]))
         return self._hashes[:count]
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why it is at its end; None while there is something to compute or to sample."""
+        if self.sampling is None:
+            return None if self.num_missing else "stop"
+        if self.num_output and self.tokens[-1] in self.sampling.stop_token_ids:
+            return "stop"
+        if len(self.tokens) < self.max_len or (self.scores_prompt and self.num_missing):
+            return None
+        return "length"
+
+    def slice(self, count: int) -> Slice:
+        """The next `count` tokens as a step computes them."""
+        start = self.num_computed
+        is_last = count == self.num_missing
+        return Slice(
+            key=self.key,
+            tokens=tuple(self.tokens[start : start + count]),
+            start=start,
+            blocks=tuple(self.blocks),
+            samples=is_last and self.sampling is not None and len(self.tokens) < self.max_len,
+            pooling=self.pooling if is_last or self.needs_every_row else None,
+            num_scored=self.num_scored(count),
+            past=self.past,
+        )
+
+    def event(
+        self, tokens: tuple[int, ...], finish: FinishReason | None, logprobs: tuple[TokenLogprobs, ...] = ()
+    ) -> TokenEvent:
+        """What its client is told of its last `tokens`. The scores of a prompt are given away, once."""
+        return TokenEvent(
+            self.request.request_id,
+            self.request.attempt,
+            start=self.num_output - len(tokens),
+            tokens=tokens,
+            finish=finish,
+            num_cached_tokens=self.num_cached,
+            encoded=None if self.pooled is None else self.pooled.encoded(self.num_cached),
+            logprobs=logprobs[: len(tokens)],
+            prompt_logprobs=self._prompt_logprobs(tokens) if tokens or finish == "length" else (),
+        )
+
+    def _prompt_logprobs(self, tokens: tuple[int, ...]) -> tuple[TokenLogprobs | None, ...]:
+        """With the first tokens of output, or where there are to be none, if asked for."""
+        if self.sampling is None or self.sampling.prompt_logprobs is None or self.num_output > len(tokens):
+            return ()
+        scores, self.scores = self.scores, []
+        assert len(scores) == len(self.request.prompt) - 1
+        return (None, *scores)
+
+
+def sequence_key(request_id: str, attempt: int) -> str:
+    """Two attempts of one request may meet in one engine; they are different sequences."""
+    return f"{request_id}#{attempt}"
