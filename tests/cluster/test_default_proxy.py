@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+from google.rpc.status_pb2 import Status
 from support.cluster import RANK, Case, RunningCluster, all_at_once, events, eventually
 
 from glm_cluster.api.proto import glm_pb2, glm_pb2_grpc
@@ -49,6 +50,8 @@ async def refusals_are_told(glm: glm_pb2_grpc.GlmStub) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await glm.Chat(nobody, timeout=60)
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+    status = Status.FromString(dict(caught.value.trailing_metadata())["grpc-status-details-bin"])
+    assert status.message == caught.value.details()
 
 
 async def cancelled_streams_end(cluster: RunningCluster, case: Case) -> None:

@@ -198,6 +198,14 @@ async def test_a_key_s_prompts_are_kept_apart(http: httpx.AsyncClient, echo, cou
     assert len({*salts}) == 2
 
 
+async def test_a_key_s_requests_go_before_those_of_others_only_if_it_may(http: httpx.AsyncClient, echo):
+    body = {"model": "tiny", "prompt": "ab", "max_tokens": 1}
+    response = await http.post("/v1/completions", json=body | {"priority": -1}, headers=KEY)
+    assert (response.status_code, response.json()["error"]["param"]) == (403, "priority")
+    assert echo.seen == []
+    assert (await http.post("/v1/completions", json=body | {"priority": 0}, headers=KEY)).status_code == 200
+
+
 class Context:
     """A gRPC call with some metadata."""
 

@@ -204,7 +204,9 @@ def test_reentry_at_any_token(
         assert [whole[:k] + tails[f"{k}"] for k in cuts] == [whole] * len(cuts)
 
 
-def test_the_others_do_not_wait_for_a_grammar(checkpoint: Callable[..., Path], vocabulary: Vocabulary) -> None:
+@pytest.fixture
+def late_workshop(vocabulary: Vocabulary) -> Iterator[tuple[threading.Event, Workshop]]:
+    """One that compiles nothing until it may."""
     may_open = threading.Event()
 
     def opens() -> Vocabulary:
@@ -212,6 +214,15 @@ def test_the_others_do_not_wait_for_a_grammar(checkpoint: Callable[..., Path], v
         return vocabulary
 
     shop = Workshop(opens)
+    yield may_open, shop
+    may_open.set()
+    shop.close()
+
+
+def test_the_others_do_not_wait_for_a_grammar(
+    checkpoint: Callable[..., Path], late_workshop: tuple[threading.Event, Workshop]
+) -> None:
+    may_open, shop = late_workshop
     engine = open_engine(EngineConfig(model=str(checkpoint())), constrain=shop.follow)
     sampling = SamplingParams(max_tokens=8, temperature=0, stop_token_ids=(END,))
     waits = GenerationRequest(request_id="waits", prompt=(5,), sampling=replace(sampling, grammar=GRAMMARS[3]))
@@ -222,19 +233,12 @@ def test_the_others_do_not_wait_for_a_grammar(checkpoint: Callable[..., Path], v
     assert engine.load().num_waiting == 1
     may_open.set()
     assert bytes(_rest(engine)) in (b"yes", b"no")
-    shop.close()
 
 
 def test_the_grammar_of_a_request_that_was_cancelled_is_given_up(
-    checkpoint: Callable[..., Path], vocabulary: Vocabulary
+    checkpoint: Callable[..., Path], late_workshop: tuple[threading.Event, Workshop]
 ) -> None:
-    may_open = threading.Event()
-
-    def opens() -> Vocabulary:
-        may_open.wait(60)
-        return vocabulary
-
-    shop = Workshop(opens)
+    may_open, shop = late_workshop
     engine = open_engine(EngineConfig(model=str(checkpoint())), constrain=shop.follow)
     sampling = SamplingParams(max_tokens=8, temperature=0, stop_token_ids=(END,))
     for name, grammar in (("gone", GRAMMARS[2]), ("waits", GRAMMARS[3])):
@@ -243,7 +247,6 @@ def test_the_grammar_of_a_request_that_was_cancelled_is_given_up(
     assert (shop.has(GRAMMARS[2]), shop.has(GRAMMARS[3])) == (False, True)
     may_open.set()
     assert bytes(_rest(engine)) in (b"yes", b"no")
-    shop.close()
 
 
 def _rest(engine: Engine) -> list[int]:
