@@ -162,11 +162,18 @@ def test_a_client_that_goes_away_is_recorded_once(
 ):
     before = len(guarded.records())
     if wire == "http":
-        body = {"model": "tiny", "prompt": [9, 9], "max_tokens": 400, "stream": True, "prompt_lookup_num_tokens": 0}
+        body = {"model": "tiny", "prompt": [9, 9], "max_tokens": 400, "stream": True, "ignore_eos": True}
+        body |= {"prompt_lookup_num_tokens": 0}
         with http.stream("POST", "/v1/completions", json=body) as response:
             next(response.iter_lines())
     else:
-        request = glm_pb2.GenerateRequest(model="tiny", token_ids=glm_pb2.TokenIds(ids=[9, 9]), max_tokens=400)
+        request = glm_pb2.GenerateRequest(
+            model="tiny",
+            token_ids=glm_pb2.TokenIds(ids=[9, 9]),
+            max_tokens=400,
+            sampling=glm_pb2.Sampling(ignore_eos=True),
+            prompt_lookup_num_tokens=0,
+        )
         call = glm.Generate(request, metadata=(("authorization", guarded.bearer),), timeout=60)
         next(call)
         call.cancel()
