@@ -9,7 +9,7 @@ import grpc
 import httpx
 import pytest
 from google.rpc.status_pb2 import Status
-from support.cluster import RANK, Case, RunningCluster, all_at_once, events, eventually
+from support.cluster import RANK, AtToken, Case, RunningCluster, all_at_once, events, eventually
 
 from glm_cluster.api.proto import glm_pb2, glm_pb2_grpc
 
@@ -35,10 +35,10 @@ async def test_streams_cancellation_and_failover(
     await cancelled_streams_end(cluster, replace(many[0], sampling={"max_tokens": 800}))
 
     (case,) = cases(1, seed=6, max_tokens=(600, 600))
-    stream = asyncio.create_task(all_at_once(cluster, [case]))
-    await asyncio.sleep(0.3)
-    cluster.processes(RANK)[0].kill()
-    assert tuple((await stream)[0]) == case.expected
+    blow = AtToken(5, cluster.processes(RANK)[0].kill)
+    (ids,) = await all_at_once(cluster, [case.token_by_token()], on_tokens=blow)
+    blow.check()
+    assert tuple(ids) == case.expected
 
 
 async def refusals_are_told(glm: glm_pb2_grpc.GlmStub) -> None:

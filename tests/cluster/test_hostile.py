@@ -5,7 +5,6 @@ import json
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ def cluster(
 def long_case(cases: MakeCases) -> Case:
     """A neighbour: one token at a time, so that it is there for long."""
     (case,) = cases(1, seed=6, max_tokens=(600, 600))
-    return replace(case, sampling={**case.sampling, "prompt_lookup_num_tokens": 0})
+    return case.token_by_token()
 
 
 @pytest.fixture(autouse=True)

@@ -187,9 +187,10 @@ def test_a_client_that_goes_away_is_recorded_once(
 def test_a_killed_front_leaves_one_record(cluster: RunningCluster, http: httpx.Client, guarded: Guarded):
     """The next front writes it. What the client got was noted before, but for the chunk that was last on its way."""
     (front,) = cluster.processes(INGRESS)
-    body = {"model": "tiny", "prompt": [9, 9], "max_tokens": 400, "stream": True, "prompt_lookup_num_tokens": 0}
+    body = {"model": "tiny", "prompt": [9, 9], "max_tokens": 400, "stream": True, "ignore_eos": True}
+    body |= {"prompt_lookup_num_tokens": 0, "return_token_ids": True}
     chunks: list[dict[str, Any]] = []
-    with suppress(httpx.HTTPError), http.stream("POST", "/v1/completions", json=body | {"return_token_ids": True}) as r:
+    with suppress(httpx.HTTPError), http.stream("POST", "/v1/completions", json=body) as r:
         for line in r.iter_lines():
             if line.startswith("data: {"):
                 chunks.append(json.loads(line.removeprefix("data: ")))

@@ -125,7 +125,8 @@ def test_what_a_killed_front_left_is_recorded_at_the_end(
     log, before = tmp_path / "usage", shared_memory()
     one = serving(settings(usage_log=str(log)))
     url = one.until("ready")["ready"]["http_url"]
-    body = {"model": "tiny", "prompt": [9, 9], "max_tokens": 1000, "stream": True, "prompt_lookup_num_tokens": 0}
+    body = {"model": "tiny", "prompt": [9, 9], "max_tokens": 1000, "stream": True, "ignore_eos": True}
+    body |= {"prompt_lookup_num_tokens": 0}
     with ExitStack() as open_streams:
         streams = [httpx.stream("POST", url + "/v1/completions", json=body, timeout=30) for _ in range(8)]
         lines = [open_streams.enter_context(stream).iter_lines() for stream in streams]

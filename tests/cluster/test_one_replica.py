@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -50,10 +49,9 @@ async def test_grpc_streams_are_the_engines(cluster: RunningCluster, cases: Make
 
 async def test_tokens_come_while_they_are_made(cluster: RunningCluster, cases: MakeCases):
     (case,) = cases(1, seed=2, max_tokens=(300, 300))
-    case = replace(case, sampling={**case.sampling, "prompt_lookup_num_tokens": 0})  # one token at a time
     async with httpx.AsyncClient(base_url=cluster.http_url, timeout=60) as client:
         started = time.monotonic()
-        came = [time.monotonic() - started async for _ in events(client, case)]
+        came = [time.monotonic() - started async for _ in events(client, case.token_by_token())]
     assert came[0] < came[-1] / 4
     assert len(came) > 50
 
@@ -141,11 +139,10 @@ async def test_health_on_both_wires(cluster: RunningCluster):
 async def test_a_killed_group_comes_back_and_health_tells(cluster: RunningCluster, cases: MakeCases):
     """The only rank there is: the stream waits for the next group and goes on with the same ids."""
     (case,) = cases(1, seed=6, max_tokens=(600, 600))
-    case = replace(case, sampling={**case.sampling, "prompt_lookup_num_tokens": 0})  # one token at a time
     (rank,) = cluster.processes(RANK)
     begun = AtToken(5, rank.kill)
     async with httpx.AsyncClient(base_url=cluster.http_url, timeout=120) as client:
-        stream = asyncio.create_task(stream_ids(client, case, on_tokens=begun))
+        stream = asyncio.create_task(stream_ids(client, case.token_by_token(), on_tokens=begun))
         await asyncio.to_thread(eventually, lambda: not cluster.healthy(), "health turns red", timeout_s=5)
         begun.check()
         assert not stream.done()

@@ -58,14 +58,14 @@ async def test_a_lost_rank_costs_no_token(cluster: RunningCluster, cases: MakeCa
     (case,) = cases(1, seed=11, max_tokens=(400, 400))
     before = sorted(cluster.processes(RANK), key=lambda p: p.create_time())
     (replica,) = cluster.processes(REPLICA)
+    begun = AtToken(5, lambda: before[index].send_signal(blow))
     async with httpx.AsyncClient(base_url=cluster.http_url, timeout=120) as client:
-        stream = asyncio.create_task(stream_ids(client, case))
-        await asyncio.sleep(0.2)
-        before[index].send_signal(blow)
+        stream = asyncio.create_task(stream_ids(client, case.token_by_token(), on_tokens=begun))
         started = time.monotonic()
         await asyncio.to_thread(eventually, lambda: not cluster.healthy(), "health turns red", timeout_s=20)
         assert blow is signal.SIGSTOP or time.monotonic() - started < STEP_DEADLINE_S
         assert tuple(await stream) == case.expected
+    begun.check()
     await asyncio.to_thread(eventually, cluster.healthy, "health turns green")
     after = {p.pid for p in cluster.processes(RANK)}
     assert len(after) == TP

@@ -30,7 +30,8 @@ async def test_a_prefix_is_computed_once(cluster: RunningCluster):
 
 
 async def test_both_replicas_work(cluster: RunningCluster, cases: MakeCases):
-    streams = asyncio.create_task(all_at_once(cluster, cases(16, seed=20, max_tokens=(300, 400))))
+    many = [case.token_by_token() for case in cases(16, seed=20, max_tokens=(300, 400))]
+    streams = asyncio.create_task(all_at_once(cluster, many))
 
     def least() -> int:
         return min(load["num_running"] + load["num_waiting"] for load in cluster.ask("loads"))

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -113,6 +113,10 @@ class Case:
     @property
     def body(self) -> dict[str, Any]:
         return {"model": "tiny", "prompt": list(self.prompt), "return_token_ids": True, **self.sampling}
+
+    def token_by_token(self) -> "Case":
+        """The same without guesses, which make a repetitive answer come at once: for what must fall into its midst."""
+        return replace(self, sampling={**self.sampling, "prompt_lookup_num_tokens": 0})
 
 
 async def stream_ids(
