@@ -92,6 +92,7 @@ def test_the_engines_own_kernels_are_measured_where_they_are() -> None:
             torch.testing.assert_close(call(x), expected)
 
 
+@pytest.mark.usefixtures("quick_floor")
 def test_command_gives_one_line_with_its_circumstances(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     TINY.save_pretrained(tmp_path)
     assert main(["bench", "gemm-floor", "--model", str(tmp_path), "--rows", "2", "--prompt-tokens", "8", "--json"]) == 0
