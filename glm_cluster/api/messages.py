@@ -13,7 +13,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from glm_cluster.api.answers import Answer, Answers, ChoiceFinish, Delta, Likelihood, Place, Usage
 from glm_cluster.api.fields import MAX_BIASES, MAX_ITEMS, MAX_PROMPTS, MAX_VARIABLES
 from glm_cluster.api.logprobs import finite
-from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest
+from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest, Effort
 from glm_cluster.api.proto import glm_pb2
 from glm_cluster.api.replies import Asked, Head
 from glm_cluster.api.schema import MOST_NAMED, too_many
@@ -36,6 +36,14 @@ _ROLES = {
     glm_pb2.ROLE_TOOL: "tool",
     glm_pb2.ROLE_OBSERVATION: "observation",
 }
+_EFFORTS: dict[glm_pb2.ReasoningEffort, Effort] = {
+    glm_pb2.REASONING_EFFORT_NONE: "none",
+    glm_pb2.REASONING_EFFORT_MINIMAL: "minimal",
+    glm_pb2.REASONING_EFFORT_LOW: "low",
+    glm_pb2.REASONING_EFFORT_MEDIUM: "medium",
+    glm_pb2.REASONING_EFFORT_HIGH: "high",
+    glm_pb2.REASONING_EFFORT_XHIGH: "xhigh",
+}
 _FINISHES: dict[ChoiceFinish | None, glm_pb2.FinishReason] = {
     None: glm_pb2.FINISH_REASON_UNSPECIFIED,
     "stop": glm_pb2.FINISH_REASON_STOP,
@@ -54,6 +62,8 @@ def chat_request(message: glm_pb2.ChatRequest, *, stream: bool) -> ChatCompletio
     """Validate a conversation."""
     refuse_many(message)
     raw = _raw(message, stream=stream) | {"messages": []} | conversation_fields(message)
+    if message.HasField("reasoning_effort"):
+        raw["reasoning_effort"] = _EFFORTS.get(message.reasoning_effort, str(message.reasoning_effort))
     if message.HasField("tool_choice"):
         raw["tool_choice"] = tool_choice_mapping(message.tool_choice)
     return ChatCompletionRequest.parse(raw)

@@ -1,7 +1,7 @@
 """Fields of OpenAI's and vLLM's by which a client may ask for what is done anyway, each with the values that do.
 
-Such a value is granted, and null is none; any other asks for something that is not there, and is refused. Knows names
-and values. Refuses to know the fields that do something.
+Such a value is granted (a type stands for all of its own), and null is none; any other asks for something that is not
+there, and is refused. Knows names and values. Refuses to know the fields that do something.
 """
 
 from collections.abc import Mapping
@@ -26,10 +26,11 @@ CHAT: Moot = {
     "include_reasoning": (True,),
     "echo": (False,),
     "add_special_tokens": (False,),
+    "prompt_cache_key": (str,),  # what prompts share is found by what they are
+    "prompt_cache_retention": ("in_memory", "in-memory"),
     "documents": ([],),
-    **dict.fromkeys(("audio", "function_call", "functions", "moderation", "prediction", "reasoning_effort"), ()),
-    **dict.fromkeys(("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "safety_identifier"), ()),
-    **dict.fromkeys(("mm_processor_kwargs", "web_search_options"), ()),
+    **dict.fromkeys(("audio", "function_call", "functions", "moderation", "prediction"), ()),
+    **dict.fromkeys(("mm_processor_kwargs", "prompt_cache_options", "web_search_options"), ()),
 }
 COMPLETION: Moot = {**GENERATION, "suffix": ()}
 MESSAGE: Moot = {"annotations": ([],)}
@@ -44,10 +45,15 @@ def without(raw: Mapping[str, object], moot: Moot) -> dict[str, object]:
 
 def describe(schema: dict[str, Any], moot: Moot) -> None:
     """Add them to the JSON schema of a body."""
-    given = {name: {"enum": [None, *values], "default": None} for name, values in moot.items()}
-    schema["properties"] = {**schema.get("properties", {}), **given}
+    schema["properties"] = {**schema.get("properties", {}), **{name: _schema(moot[name]) for name in moot}}
+
+
+def _schema(values: tuple[object, ...]) -> dict[str, Any]:
+    if str in values:
+        return {"type": ["string", "null"], "default": None}
+    return {"enum": [None, *values], "default": None}
 
 
 def _grants(value: object, values: tuple[object, ...]) -> bool:
     """True is no 1."""
-    return value is None or any(value == one and type(value) is type(one) for one in values)
+    return value is None or type(value) in values or any(value == one and type(value) is type(one) for one in values)

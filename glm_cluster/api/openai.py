@@ -5,7 +5,7 @@ for both wires. Refuses to know the model: its name, vocabulary and length are c
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeAlias
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -34,6 +34,9 @@ from glm_cluster.api.schema import Count, FewIds, FirstFault, Schema, at_most
 from glm_cluster.api.structured import StructuredBody
 from glm_cluster.api.tools import Calls, FunctionName, ToolFields
 from glm_cluster.config import MOST_CHOICES
+
+Effort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+_EFFORTS: Final = frozenset({"enable_thinking", "reasoning_effort"})  # variables by which templates are told
 
 
 class Message(Schema):
@@ -140,6 +143,11 @@ class GenerationBody(StructuredBody):
         return self.max_tokens
 
     @property
+    def asker(self) -> str | None:
+        """Who asks, in the client's own words."""
+        return self.user
+
+    @property
     def num_logprobs(self) -> int | None:
         """How many of the likeliest tokens to tell of beside each sampled one; None: not even of that."""
         return None
@@ -178,11 +186,18 @@ class ChatCompletionRequest(ToolFields, GenerationBody):
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
     chat_template_kwargs: Variables = Field(default={})
+    reasoning_effort: Effort | None = None
+    safety_identifier: Name | None = None  # OpenAI's newer name of `user`
 
     @property
     def output_limit(self) -> int | None:
         """Most tokens to generate, under OpenAI's new name or the old one."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def asker(self) -> str | None:
+        """Who asks, under OpenAI's new name or the old one."""
+        return self.safety_identifier or self.user
 
     @property
     def num_logprobs(self) -> int | None:
@@ -225,6 +240,10 @@ class ChatCompletionRequest(ToolFields, GenerationBody):
     def _fields_go_together(self) -> Self:
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs may only be given with logprobs: true")
+        if self.reasoning_effort and (told := _EFFORTS & self.chat_template_kwargs.keys()):
+            raise ValueError(f"reasoning_effort excludes {min(told)} among chat_template_kwargs; give one of them")
+        if self.safety_identifier and self.user and self.safety_identifier != self.user:
+            raise ValueError("user and safety_identifier differ; give one of them")
         if self.continue_final_message and self.add_generation_prompt:
             raise ValueError("continue_final_message and add_generation_prompt exclude each other; give one of them")
         return self

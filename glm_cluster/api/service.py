@@ -15,7 +15,7 @@ from glm_cluster.api.choices import choice_deltas, count_tokens
 from glm_cluster.api.demand import Held, held_form, held_output
 from glm_cluster.api.desk import GrammarDesk
 from glm_cluster.api.generations import Prepared, Prompt, generations, stop_ids
-from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest, GenerationBody, Message
+from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest, Effort, GenerationBody, Message
 from glm_cluster.api.reading import Reading
 from glm_cluster.api.tools import MAX_PARAMETERS_BYTES
 from glm_cluster.api.window import EncodeWindow
@@ -124,6 +124,7 @@ class Service:
             request.messages,
             request.chat_template_kwargs,
             tools=request.offered,
+            effort=request.reasoning_effort,
             closes_thinking=request.is_held and not request.continues_answer,
             **options,
         )
@@ -154,11 +155,12 @@ class Service:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         tools: Sequence[Tool] = (),
+        effort: Effort | None = None,
         closes_thinking: bool = False,
     ) -> tuple[Segment, ...]:
         """A conversation in the model's chat template, made on another thread if it is long.
 
-        `closes_thinking`: so that the model answers without reasoning.
+        `closes_thinking`: so that the model answers without reasoning, whatever its template knows.
         """
         if (template := model.template) is None:
             raise InvalidRequest(
@@ -167,6 +169,16 @@ class Service:
                 param="model",
             )
         template.check_variables(variables)
+        if effort is not None:
+            told = template.told_of_effort(effort)
+            if told is None and effort != "none":
+                raise InvalidRequest(
+                    f"reasoning_effort: {model.info.name!r} reasons as it does, or not at all with 'none'; "
+                    "send that, or leave it out",
+                    param="reasoning_effort",
+                )
+            variables = {**variables, **(told or {})}
+            closes_thinking = closes_thinking or (told is None and not continue_final_message)
         dialect = model.speech
         specials = model.tokenizer.special_ids
 
@@ -252,7 +264,7 @@ async def _prepared(
         echoes=texts,
         tells_usage_so_far=request.stream_options is not None and request.stream_options.continuous_usage_stats,
         reading=reading if reading is not None and reading.is_needed else None,
-        user=request.user,
+        user=request.asker,
     )
 
 

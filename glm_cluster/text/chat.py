@@ -105,6 +105,18 @@ class ChatTemplate:
                 param="chat_template_kwargs",
             )
 
+    def told_of_effort(self, effort: str) -> dict[str, object] | None:
+        """The variables that tell this template how much to reason, or None if it cannot be told.
+
+        `effort` is OpenAI's: `none` is no reasoning at all, and `medium` what a model does that is told nothing.
+        """
+        told: dict[str, object] = {}
+        if effort == "none" and "enable_thinking" in self._variables:
+            told["enable_thinking"] = False
+        if "reasoning_effort" in self._variables:
+            told["reasoning_effort"] = effort
+        return told if told or effort == "medium" else None
+
     def _fill(self, messages: Sequence[object], add_generation_prompt: bool, variables: Mapping[str, object]) -> str:
         values = {**VARIABLES, **variables}
         present = [_present(message) for message in messages]

@@ -15,7 +15,7 @@ from glm_cluster.api.generations import Prepared, seed_of
 from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest
 from glm_cluster.api.reading import Reading
 from glm_cluster.api.service import Service
-from glm_cluster.errors import InternalError
+from glm_cluster.errors import InternalError, InvalidRequest
 from glm_cluster.metrics import NoMeters
 from glm_cluster.records import GenerationRequest, SamplingParams, TokenEvent, TokenLogprobs
 from glm_cluster.text.stops import StopStrings
@@ -337,6 +337,11 @@ async def test_who_asks_is_noted(service):
     prepared = await service.prepare_completion("r", request)
     assert prepared.user == "me"
     assert (prepared.generations[0].cache_salt, prepared.generations[0].priority) == ("s", -2)
+    chat = {"model": "tiny", "messages": [{"role": "user", "content": "a"}], "safety_identifier": "me"}
+    for fields in ({}, {"user": "me"}):
+        assert (await service.prepare_chat("r", ChatCompletionRequest.parse(chat | fields))).user == "me"
+    with pytest.raises(InvalidRequest, match="user and safety_identifier differ"):
+        ChatCompletionRequest.parse({**chat, "user": "you"})
 
 
 async def test_more_likelihoods_of_prompts_than_can_be_told_are_refused(service, monkeypatch):

@@ -38,6 +38,12 @@ NAMED = {"type": "function", "function": {"name": "get_weather"}}
 TEMPLATES = {"glm4": "glm4", "0414": "glm4-0414", "glm45": "glm45"}
 PLAIN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"
 
+# One that always thinks.
+ALWAYS = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content.split('</think>')[-1] }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|><think>{% endif %}"
+)
+
 
 @dataclass
 class Script:
@@ -88,7 +94,8 @@ async def service(tokenizer: Tokenizer, script: Script) -> AsyncIterator[Service
         )
 
     models = [model(name, own_template(source)) for name, source in TEMPLATES.items()]  # type: ignore[arg-type]
-    yield Service(models=[*models, model("plain", PLAIN), model("off", PLAIN, tool_parser="none")], meters=NoMeters())
+    models += [model("plain", PLAIN), model("off", PLAIN, tool_parser="none"), model("always", ALWAYS)]
+    yield Service(models=models, meters=NoMeters())
     window.close()
     desk.close()
 
@@ -340,6 +347,43 @@ async def test_a_model_that_thinks_calls_without(http: httpx.AsyncClient, script
     think = [TURN + ADDED.index("<think>"), TURN + ADDED.index("</think>")]
     assert script.seen[0].prompt == (*script.seen[1].prompt, 10, *think, 10)
     assert script.seen[1].sampling.grammar is None
+
+
+async def test_a_template_that_can_be_told_is_told_of_an_effort(http: httpx.AsyncClient, script: Script) -> None:
+    script.text = "Hi"
+    told: list[dict[str, Any]] = [
+        {},
+        {"reasoning_effort": "medium"},
+        {"reasoning_effort": "none"},
+        {"chat_template_kwargs": {"enable_thinking": False}},
+    ]
+    for fields in told:
+        await whole(http, chat("glm45", **fields))
+    usual, medium, none, off = (request.prompt for request in script.seen)
+    assert usual == medium != none == off
+
+
+async def test_one_that_cannot_be_told_has_its_reasoning_closed(http: httpx.AsyncClient, script: Script) -> None:
+    script.text = "Hi"
+    for effort, place in (("medium", "thought"), ("none", "content")):
+        body = {"model": "always", "messages": [USER], "reasoning_effort": effort}
+        message = flat((await whole(http, body))["message"])
+        assert [name for name, said in message.items() if said] == [place]
+    thinking, answering = (request.prompt for request in script.seen)
+    closed = TURN + ADDED.index("</think>")
+    assert answering == (*thinking, closed, *b"\n")
+    await whole(http, {"model": "plain", "messages": [USER], "reasoning_effort": "none"})
+    await whole(http, {"model": "plain", "messages": [USER]})
+    assert script.seen[-1].prompt == script.seen[-2].prompt
+
+
+async def test_an_answer_that_has_begun_goes_on_whatever_the_effort(http: httpx.AsyncClient, script: Script) -> None:
+    script.text = "Hi"
+    turns = [USER, {"role": "assistant", "content": "so "}]
+    body = {"model": "always", "messages": turns, "continue_final_message": True}
+    for fields in ({}, {"reasoning_effort": "none"}):
+        await whole(http, {**body, **fields})
+    assert script.seen[0].prompt == script.seen[1].prompt
 
 
 async def test_results_go_back_to_the_model(http: httpx.AsyncClient, script: Script) -> None:

@@ -54,6 +54,8 @@ def fields(body):
         rest["allowed_token_ids"] = {"ids": rest["allowed_token_ids"]}
     if "stream_options" in rest:
         rest["continuous_usage_stats"] = rest.pop("stream_options")["continuous_usage_stats"]
+    if "reasoning_effort" in rest:
+        rest["reasoning_effort"] = f"REASONING_EFFORT_{rest['reasoning_effort'].upper()}"
     if "choice" in (form := rest.get("structured_outputs", {})):
         rest["structured_outputs"] = {"choice": {"texts": form["choice"]}}
     if "chat_template_kwargs" in rest:
@@ -160,6 +162,11 @@ BAD_CHAT_FIELDS = [
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ({"add_generation_prompt": True, "continue_final_message": True}, "exclude each other"),
     ({"chat_template_kwargs": {"enable_thinking": True}}, "asks for no enable_thinking"),
+    ({"reasoning_effort": "high"}, "reasoning_effort: 'tiny' reasons as it does, or not at all with 'none'"),
+    (
+        {"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": True}},
+        "reasoning_effort excludes enable_thinking",
+    ),
     ({"chat_template_kwargs": {"chat_template": "x"}}, "chat_template cannot be given here"),
     ({"chat_template_kwargs": {"a" * 65: True}}, "chat_template_kwargs"),
 ]
