@@ -131,6 +131,7 @@ async def test_long_work_for_nobody_is_not_begun(window):
     gone = asyncio.create_task(window.off_loop(lambda: begun.append("gone"), size_bytes=LOOP_BYTES + 1))
     await asyncio.sleep(0)
     gone.cancel()
+    await asyncio.wait([gone])
     may_end.set()
     assert await first
     await window.off_loop(lambda: begun.append("next"), size_bytes=LOOP_BYTES + 1)
