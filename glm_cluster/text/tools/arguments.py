@@ -17,7 +17,7 @@ _MOST_STEPS = 16  # of a reference
 _MOST_JSON = 256  # objects and arrays inside one another
 # Strings that are never closed go on to the end, lest each quote in them be tried as the beginning of another.
 _STRING = re.compile(r'"(?:[^"\\]|\\(?s:.)?)*+"?')
-_STRING_OR_WORD = re.compile(r"""'(?:[^'\\]|\\(?s:.)?)*+'?|"(?:[^"\\]|\\(?s:.)?)*+"?|\b(?:True|False|None)\b""")
+_NO_JSON = re.compile(r"""'(?:[^'\\]|\\(?s:.)?)*+'?|"(?:[^"\\]|\\(?s:.)?)*+"?|\b(?:True|False|None)\b|,(?=\s*[\]}])""")
 _ESCAPES = {"\\'": "'", '"': '\\"'}  # of Python's strings in JSON's
 _BRANCHES = ("anyOf", "oneOf", "allOf")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -31,7 +31,7 @@ def as_json(value: object) -> str:
 def is_json_object(text: str) -> bool:
     """Whether `text` is a JSON object and no more."""
     try:
-        return isinstance(_loads(text), dict)
+        return isinstance(_loads(text, strict=True), dict)
     except ValueError:
         return False
 
@@ -109,7 +109,7 @@ def _plain(text: str) -> object:
 def _python(text: str) -> object:
     if not text.lstrip().startswith(("[", "{")):
         raise ValueError("no list and no dictionary")
-    return _loads(_STRING_OR_WORD.sub(_as_json, text))
+    return _loads(_NO_JSON.sub(_as_json, text))
 
 
 def _escaped(text: str) -> object:
@@ -129,19 +129,24 @@ def _inside(value: object) -> object:
 
 
 def _as_json(found: re.Match[str]) -> str:
-    """A string or a word of Python's in JSON."""
-    if (written := found[0]) in _PYTHON:
+    """A string or a word of Python's in JSON, and nothing for a comma behind the last item."""
+    if (written := found[0]) == ",":
+        return ""
+    if written in _PYTHON:
         return json.dumps(_PYTHON[written])
     if written.startswith('"'):
         return written
     return '"' + re.sub(r"""\\.|"|'""", lambda inner: _ESCAPES.get(inner[0], inner[0]), written[1:-1]) + '"'
 
 
-def _loads(text: str) -> Any:
-    """JSON, of which NaN is none and nothing so deep that the next reader would fail; else ValueError."""
+def _loads(text: str, *, strict: bool = False) -> Any:
+    """JSON, of which NaN is none and nothing so deep that the next reader would fail; else ValueError.
+
+    Unless it is `strict`, a line break in a string may stand for itself: models write code so.
+    """
     if _depth(text) > _MOST_JSON:
         raise ValueError("too deep")
-    return json.loads(text, parse_constant=_refuse, parse_float=_finite)
+    return json.loads(text, strict=strict, parse_constant=_refuse, parse_float=_finite)
 
 
 def _depth(text: str) -> int:

@@ -96,6 +96,7 @@ def test_vectors_of_glm45(vectors: dict[str, Any]) -> None:
         ("\n\nHello\n", "\nHello\n", []),
         ('\nget_weather\n{"city": "x"}', None, [("get_weather", {"city": "x"})]),
         ('get_weather\n{"city": "x"', 'get_weather\n{"city": "x"', []),
+        ('get_weather\n{"city": "a\nb"}', 'get_weather\n{"city": "a\nb"}', []),
         ('get_weather\n{"city": NaN}', 'get_weather\n{"city": NaN}', []),
         ("get_weather\n[1]", "get_weather\n[1]", []),
         ("get_weather\n", "get_weather\n", []),
@@ -173,6 +174,11 @@ def tagged(*arguments: str, name: str = "get_weather") -> str:
             tagged("list", "['a\"b', \"it's\", 'it\\'s', True, {'k': None}]"),
             None,
             [("get_weather", {"list": PYTHONIC})],
+        ),
+        (
+            tagged("list", '[{"code": "if x:\n\treturn [1, ]"},\n]', "x", "{'a': [1, 2,],}"),
+            None,
+            [("get_weather", {"list": [{"code": "if x:\n\treturn [1, ]"}], "x": {"a": [1, 2]}})],
         ),
         (
             tagged("list", '[{\\"id\\": \\"1\\"}]', "days", '"42"'),
