@@ -139,7 +139,7 @@ class _Run:
         prompts = await _prompts(model, request)
         if account is not None:
             num_tokens = sum(len(prompt.framed) for prompt in prompts)
-            account.admit(model=model.info.name, num_prompt_tokens=num_tokens, max_tokens=0)
+            account.admit(model=model.info.name, num_prompt_tokens=num_tokens, max_tokens=0, user=request.user)
         return cls(service, account, model=model, encoder=model.encoder, head=head, prompts=prompts)
 
     async def answers(self, answer: Callable[[int, Prompt], Coroutine[object, object, A]]) -> Answers[A]:

@@ -3,11 +3,12 @@
 Refuses to know which route has which, and the model: ids are checked against its vocabulary by the service.
 """
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, WithJsonSchema
 from pydantic.json_schema import JsonSchemaValue
 
+from glm_cluster.api.moot import PART, Moot
 from glm_cluster.api.schema import FirstFault, Schema, TokenIds, at_most, not_empty, one_as_list, too_many
 
 MAX_ITEMS = 4096
@@ -17,14 +18,17 @@ MAX_BAD_WORDS = 256
 MAX_BIASES = 1024
 MAX_ALLOWED = 65536
 MAX_VARIABLES = 32  # for a chat template
-LOWEST_TEMPERATURE = 1e-5  # logits divided by less overflow fp32
+LOWEST_TEMPERATURE = 1e-5  # logits divided by less overflow fp32; the likeliest token is all that is left there
+LOWEST_TOP_P = 1e-9  # keeps the likeliest token alone, as 0 asks for
 _OTHERS = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template")
 
 
 def _greedy_or_warm(temperature: float) -> float:
-    if 0 < temperature < LOWEST_TEMPERATURE:
-        raise ValueError(f"Input should be 0, which is greedy, or at least {LOWEST_TEMPERATURE:g}")
-    return temperature
+    return temperature if temperature >= LOWEST_TEMPERATURE else 0.0
+
+
+def _some_stay(top_p: float) -> float:
+    return top_p or LOWEST_TOP_P
 
 
 def _not_zero(count: int) -> int:
@@ -69,6 +73,7 @@ def _bias_ids(biases: object) -> object:
 class TextPart(Schema):
     """A piece of a message's content."""
 
+    moot: ClassVar[Moot] = PART
     type: Literal["text"]
     text: str
 
@@ -120,11 +125,12 @@ Prompt: TypeAlias = Annotated[
 
 _Words: TypeAlias = list[Annotated[str, Field(min_length=1, max_length=256)]]
 Temperature: TypeAlias = Annotated[float, Field(ge=0, le=2), AfterValidator(_greedy_or_warm)]
+TopP: TypeAlias = Annotated[float, Field(ge=0, le=1), AfterValidator(_some_stay)]
 Penalty: TypeAlias = Annotated[float, Field(ge=-2, le=2)]
 Repetition: TypeAlias = Annotated[float, Field(ge=0.01, le=10)]  # logits divided by next to nothing overflow
 TopK: TypeAlias = Annotated[int, Field(ge=-1, lt=2**31)]  # -1 and 0 are off
 Few: TypeAlias = Annotated[int, Field(ge=0, le=20)]
-Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**63)]
+Seed: TypeAlias = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Index: TypeAlias = Annotated[int, Field(ge=0, lt=2**31)]
 _WORD: JsonSchemaValue = {"type": "string", "minLength": 1, "maxLength": 256}
 Stops: TypeAlias = Annotated[

@@ -16,6 +16,7 @@ from glm_cluster.records import GenerationRequest, Generator, Grammar, ModelInfo
 from glm_cluster.text.stops import StopStrings
 from glm_cluster.text.tokenizer import Tokenizer
 
+_NO_SEED = -1  # vLLM's; other seeds below 0 stand for the one that has their last 63 bits
 MAX_PROMPT_LIKELIHOODS = 1 << 16  # of one request: what telling more of prompts would come to is megabytes
 
 Ids = tuple[int, ...]
@@ -69,7 +70,7 @@ def generations(
     _check_ids_of(info, request)
     kept = [_kept(info, request, prompt) for prompt in prompts]
     _check_likelihoods(prompt_logprobs, sum(len(prompt.ids) for prompt in kept) * request.n)
-    seed = secrets.randbits(63) if request.seed is None else request.seed
+    seed = secrets.randbits(63) if request.seed in (None, _NO_SEED) else request.seed % 2**63
     made = []
     for prompt in kept:
         sampling = _sampling(info, request, prompt, bad_words, prompt_logprobs)

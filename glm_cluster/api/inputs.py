@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Tag
 
+from glm_cluster.api.fields import Name
 from glm_cluster.api.moot import EMBEDDING, Moot
 from glm_cluster.api.schema import Body, FirstFault, TokenIds, at_most, not_empty
 
@@ -54,6 +55,7 @@ class EncodingBody(Body):
 
     input: Input
     add_special_tokens: bool = True  # those that the tokenizer puts around a text; token ids are left alone
+    user: Name | None = None  # noted, and never interpreted
 
     @property
     def inputs(self) -> Sequence[str | list[int]]:

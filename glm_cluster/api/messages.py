@@ -13,10 +13,11 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from glm_cluster.api.answers import Answer, Answers, ChoiceFinish, Delta, Likelihood, Place, Usage
 from glm_cluster.api.fields import MAX_BIASES, MAX_ITEMS, MAX_PROMPTS, MAX_VARIABLES
 from glm_cluster.api.logprobs import finite
-from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest, Effort
+from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest
 from glm_cluster.api.proto import glm_pb2
 from glm_cluster.api.replies import Asked, Head
 from glm_cluster.api.schema import MOST_NAMED, too_many
+from glm_cluster.api.thinking import Effort
 from glm_cluster.api.tool_messages import (
     call_delta_messages,
     call_mapping,
@@ -43,6 +44,7 @@ _EFFORTS: dict[glm_pb2.ReasoningEffort, Effort] = {
     glm_pb2.REASONING_EFFORT_MEDIUM: "medium",
     glm_pb2.REASONING_EFFORT_HIGH: "high",
     glm_pb2.REASONING_EFFORT_XHIGH: "xhigh",
+    glm_pb2.REASONING_EFFORT_MAX: "max",
 }
 _FINISHES: dict[ChoiceFinish | None, glm_pb2.FinishReason] = {
     None: glm_pb2.FINISH_REASON_UNSPECIFIED,

@@ -5,7 +5,7 @@ for both wires. Refuses to know the model: its name, vocabulary and length are c
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -27,16 +27,15 @@ from glm_cluster.api.fields import (
     Stops,
     Temperature,
     TopK,
+    TopP,
     Variables,
 )
 from glm_cluster.api.moot import CHAT, COMPLETION, MESSAGE, STREAM_OPTIONS, Moot
 from glm_cluster.api.schema import Count, FewIds, FirstFault, Schema, at_most
 from glm_cluster.api.structured import StructuredBody
-from glm_cluster.api.tools import Calls, FunctionName, ToolFields
+from glm_cluster.api.thinking import SAID_BY_EFFORT, Effort, Thinking
+from glm_cluster.api.tools import Calls, ToolFields
 from glm_cluster.config import MOST_CHOICES
-
-Effort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
-_EFFORTS: Final = frozenset({"enable_thinking", "reasoning_effort"})  # variables by which templates are told
 
 
 class Message(Schema):
@@ -47,8 +46,9 @@ class Message(Schema):
     content: Content | None = None
     tool_calls: Calls = Field(default=[])
     reasoning_content: str | None = None
+    reasoning: str | None = None  # vLLM's newer name of it
     tool_call_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    name: FunctionName | None = None  # of the tool whose result this is
+    name: Annotated[str, Field(max_length=256)] | None = None  # of who speaks, or of the tool whose result this is
 
     @property
     def text(self) -> str:
@@ -60,17 +60,23 @@ class Message(Schema):
     @property
     def turn(self) -> dict[str, Any]:
         """The message in the form that conversations are made of."""
-        turn: dict[str, Any] = {"role": self.role, "content": None if self.content is None else self.text}
+        is_text = self.content is not None or not self.tool_calls
+        turn: dict[str, Any] = {"role": self.role, "content": self.text if is_text else None}
         if self.tool_calls:
             turn["tool_calls"] = [call.model_dump() for call in self.tool_calls]
-        named = ("reasoning_content", "tool_call_id", "name")
-        return turn | {name: value for name in named if (value := getattr(self, name)) is not None}
+        more = {"reasoning_content": self.thought, "tool_call_id": self.tool_call_id, "name": self.name or None}
+        return turn | {name: value for name, value in more.items() if value is not None}
+
+    @property
+    def thought(self) -> str | None:
+        """What an assistant wrote for itself, under either name."""
+        return self.reasoning if self.reasoning_content is None else self.reasoning_content
 
     @property
     def size_bytes(self) -> int:
         """About how much there is to render."""
         arguments = sum(len(call.function.arguments) for call in self.tool_calls)
-        return len(self.text) + len(self.reasoning_content or "") + arguments
+        return len(self.text) + len(self.thought or "") + arguments
 
     @model_validator(mode="before")
     @classmethod
@@ -82,18 +88,17 @@ class Message(Schema):
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
-        if self.role == "user" and not self.text:
-            raise ValueError("a user message must have some content")
-        if self.content is None and not self.tool_calls:
-            raise ValueError("content: a message without tool_calls must have some")
+        """An assistant may have thought alone, and a tool may have nothing to say; clients send both as null."""
+        if self.content in (None, []) and self.role not in ("assistant", "tool", "observation"):
+            raise ValueError(f"a {self.role} message must have some content")
         return self
 
     @model_validator(mode="after")
     def _fields_of_the_role(self) -> Self:
-        if self.role != "assistant" and (self.tool_calls or self.reasoning_content is not None):
+        if self.role != "assistant" and (self.tool_calls or self.thought is not None):
             raise ValueError(f"tool_calls and reasoning_content are an assistant's, not {self.role}'s")
-        if self.role not in ("tool", "observation") and (self.tool_call_id or self.name):
-            raise ValueError(f"tool_call_id and name belong to a tool's result, not to {self.role}'s message")
+        if self.role not in ("tool", "observation") and self.tool_call_id:
+            raise ValueError(f"tool_call_id belongs to a tool's result, not to {self.role}'s message")
         return self
 
 
@@ -114,7 +119,7 @@ class GenerationBody(StructuredBody):
     max_tokens: Count | None = None
     min_tokens: Index = 0
     temperature: Temperature = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: TopP | None = None
     top_k: TopK | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Seed | None = None
@@ -187,12 +192,18 @@ class ChatCompletionRequest(ToolFields, GenerationBody):
     continue_final_message: bool = False
     chat_template_kwargs: Variables = Field(default={})
     reasoning_effort: Effort | None = None
+    thinking: Thinking | None = None
     safety_identifier: Name | None = None  # OpenAI's newer name of `user`
 
     @property
     def output_limit(self) -> int | None:
         """Most tokens to generate, under OpenAI's new name or the old one."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the chat template is told beside the conversation."""
+        return {**self.chat_template_kwargs, **(self.thinking.variables if self.thinking else {})}
 
     @property
     def asker(self) -> str | None:
@@ -240,8 +251,10 @@ class ChatCompletionRequest(ToolFields, GenerationBody):
     def _fields_go_together(self) -> Self:
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs may only be given with logprobs: true")
-        if self.reasoning_effort and (told := _EFFORTS & self.chat_template_kwargs.keys()):
-            raise ValueError(f"reasoning_effort excludes {min(told)} among chat_template_kwargs; give one of them")
+        if self.reasoning_effort and (twice := SAID_BY_EFFORT & self.variables.keys()):
+            raise ValueError(f"reasoning_effort excludes {min(twice)} for the chat template; give one of them")
+        if self.thinking and (told := self.thinking.variables.keys() & self.chat_template_kwargs.keys()):
+            raise ValueError(f"thinking excludes {min(told)} among chat_template_kwargs; give one of them")
         if self.safety_identifier and self.user and self.safety_identifier != self.user:
             raise ValueError("user and safety_identifier differ; give one of them")
         if self.continue_final_message and self.add_generation_prompt:

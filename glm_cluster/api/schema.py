@@ -108,20 +108,20 @@ class Schema(BaseModel):
             raise ValueError(f"unsupported fields: {', '.join(unknown)} and more; leave them out")
         return raw
 
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_not_given(cls, raw: object) -> object:
+        """Null stands for the default, as with OpenAI; an unsupported field stays one."""
+        if not isinstance(raw, dict) or None not in raw.values():
+            return raw
+        optional = {field.alias or name for name, field in cls.model_fields.items() if not field.is_required()}
+        return {name: value for name, value in raw.items() if value is not None or name not in optional}
+
 
 class Body(Schema):
     """A whole request, which names its model."""
 
     model: str
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_not_given(cls, raw: object) -> object:
-        """Null stands for the default, as with OpenAI; an unsupported field stays one."""
-        if not isinstance(raw, dict):
-            return raw
-        optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
-        return {name: value for name, value in raw.items() if value is not None or name not in optional}
 
     @classmethod
     def parse(cls, raw: object) -> Self:

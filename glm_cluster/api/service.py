@@ -15,8 +15,9 @@ from glm_cluster.api.choices import choice_deltas, count_tokens
 from glm_cluster.api.demand import Held, held_form, held_output
 from glm_cluster.api.desk import GrammarDesk
 from glm_cluster.api.generations import Prepared, Prompt, generations, stop_ids
-from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest, Effort, GenerationBody, Message
+from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest, GenerationBody, Message
 from glm_cluster.api.reading import Reading
+from glm_cluster.api.thinking import Effort, told
 from glm_cluster.api.tools import MAX_PARAMETERS_BYTES
 from glm_cluster.api.window import EncodeWindow
 from glm_cluster.errors import ConfigError, InvalidRequest, ModelNotFound
@@ -122,7 +123,7 @@ class Service:
         rendered = await self.rendered(
             model,
             request.messages,
-            request.chat_template_kwargs,
+            request.variables,
             tools=request.offered,
             effort=request.reasoning_effort,
             closes_thinking=request.is_held and not request.continues_answer,
@@ -168,18 +169,9 @@ class Service:
                 "(gRPC: Generate)",
                 param="model",
             )
-        template.check_variables(variables)
-        if effort is not None:
-            told = template.told_of_effort(effort)
-            if told is None and effort != "none":
-                raise InvalidRequest(
-                    f"reasoning_effort: {model.info.name!r} reasons as it does, or not at all with 'none'; "
-                    "send that, or leave it out",
-                    param="reasoning_effort",
-                )
-            variables = {**variables, **(told or {})}
-            closes_thinking = closes_thinking or (told is None and not continue_final_message)
         dialect = model.speech
+        said_of_it = told(template, variables, effort, thinks=dialect.thinks)
+        closes_thinking = closes_thinking or (said_of_it.closes and not continue_final_message)
         specials = model.tokenizer.special_ids
 
         def render() -> tuple[Segment, ...]:
@@ -188,7 +180,7 @@ class Service:
                 said.messages,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
-                variables={**VARIABLES, **variables, **said.variables},
+                variables={**VARIABLES, **said_of_it.variables, **said.variables},
             )
             if closes_thinking and dialect.thinks:
                 return with_thinking_closed(prompt, specials, dialect.family)

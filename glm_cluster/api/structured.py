@@ -4,10 +4,11 @@ Knows shapes, and which grammar each means. Refuses to know what a grammar means
 """
 
 import json
-from typing import Annotated, Literal, Self, TypeAlias
+from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
+from glm_cluster.api.moot import STRUCTURED, Moot
 from glm_cluster.api.schema import Body, FirstFault, Schema
 from glm_cluster.records import Grammar
 from glm_cluster.text.grammar.limits import CHOICES, SOURCE_BYTES
@@ -60,6 +61,7 @@ class ResponseFormat(Schema):
 class StructuredOutputs(Schema):
     """vLLM's way: exactly one of these."""
 
+    moot: ClassVar[Moot] = STRUCTURED
     json_schema: JsonSchema | None = Field(default=None, alias="json")
     json_object: Literal[True] | None = None
     regex: str | None = None

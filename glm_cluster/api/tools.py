@@ -4,10 +4,11 @@ Shapes and bounds, for both wires. Refuses to know how a model is told of tools 
 """
 
 import json
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from glm_cluster.api.moot import CALL, CALLED, TOOL, Moot
 from glm_cluster.api.schema import FirstFault, Schema, at_most
 from glm_cluster.text.tools.tool import Tool
 
@@ -48,6 +49,7 @@ def _inside(value: object) -> list[object]:
 class FunctionBody(Schema):
     """A function that a model may call."""
 
+    moot: ClassVar[Moot] = TOOL
     name: FunctionName
     description: Annotated[str, Field(max_length=65536)] | None = None
     parameters: Annotated[dict[str, Any], AfterValidator(_bounded)] | None = None  # JSON schema of its arguments
@@ -57,6 +59,7 @@ class FunctionBody(Schema):
 class ToolBody(Schema):
     """A function, or one of GLM-4's All Tools, which have no fields of their own."""
 
+    moot: ClassVar[Moot] = TOOL
     type: Literal["function", "python", "simple_browser", "cogview"]
     function: FunctionBody | None = None
 
@@ -95,6 +98,7 @@ class NamedChoice(Schema):
 class CalledFunction(Schema):
     """What was called, with what."""
 
+    moot: ClassVar[Moot] = CALLED
     name: FunctionName
     arguments: Annotated[str, Field(max_length=MAX_ARGUMENTS)]  # JSON, as the model wrote it
 
@@ -102,6 +106,7 @@ class CalledFunction(Schema):
 class CallBody(Schema):
     """A call that a model made earlier."""
 
+    moot: ClassVar[Moot] = CALL
     id: Annotated[str, Field(min_length=1, max_length=256)]
     type: Literal["function"] = "function"
     function: CalledFunction

@@ -97,6 +97,10 @@ class ChatTemplate:
         with _refusals():
             return self._fill(messages, add_generation_prompt, variables)
 
+    def asks_for(self, variable: str) -> bool:
+        """Whether the template looks at a variable of that name."""
+        return variable in self._variables
+
     def check_variables(self, given: Iterable[str]) -> None:
         """Refuse variables that the template does not ask for: they would change nothing."""
         if unknown := sorted(set(given) - self._variables):
@@ -104,18 +108,6 @@ class ChatTemplate:
                 f"chat_template_kwargs: this model's template asks for no {', '.join(unknown)}; leave that out",
                 param="chat_template_kwargs",
             )
-
-    def told_of_effort(self, effort: str) -> dict[str, object] | None:
-        """The variables that tell this template how much to reason, or None if it cannot be told.
-
-        `effort` is OpenAI's: `none` is no reasoning at all, and `medium` what a model does that is told nothing.
-        """
-        told: dict[str, object] = {}
-        if effort == "none" and "enable_thinking" in self._variables:
-            told["enable_thinking"] = False
-        if "reasoning_effort" in self._variables:
-            told["reasoning_effort"] = effort
-        return told if told or effort == "medium" else None
 
     def _fill(self, messages: Sequence[object], add_generation_prompt: bool, variables: Mapping[str, object]) -> str:
         values = {**VARIABLES, **variables}

@@ -86,8 +86,9 @@ def _turn(message: Turn, dialect: Dialect) -> list[dict[str, Any]]:
     """A message that is no result."""
     role = "system" if message["role"] == "developer" else message["role"]
     if not (calls := message.get("tool_calls")):
-        kept = {"metadata", "tools", "tool_calls"} | ({"reasoning_content"} if dialect.calls == "tool_calls" else set())
-        extra = {key: message[key] for key in sorted(kept) if message.get(key) is not None}
+        thought = ("reasoning_content",) if dialect.calls == "tool_calls" else ()
+        kept = ("metadata", "name", *thought, "tool_calls", "tools")
+        extra = {key: message[key] for key in kept if message.get(key) is not None}
         return [{"role": role, "content": message.get("content"), **extra}]
     if dialect.calls == "tool_calls":
         return [_with_native_calls(message, calls)]

@@ -2,9 +2,11 @@
 
 import pytest
 from jsonschema import Draft202012Validator
+from openai.types.chat import ParsedChatCompletionMessage, ParsedFunctionToolCall
+from openai.types.chat.parsed_function_tool_call import ParsedFunction
 
 from glm_cluster.api.inputs import EmbeddingRequest
-from glm_cluster.api.moot import CHAT, COMPLETION, EMBEDDING, MESSAGE
+from glm_cluster.api.moot import CALL, CALLED, CHAT, COMPLETION, EMBEDDING, MESSAGE, PART
 from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest
 from glm_cluster.errors import InvalidRequest
 
@@ -13,11 +15,18 @@ BODIES = {
     CompletionRequest: ({"model": "m", "prompt": "hi"}, COMPLETION),
     EmbeddingRequest: ({"model": "m", "input": "hi"}, EMBEDDING),
 }
+
+
+def example(value):
+    """One of the values that are granted."""
+    return {str: "any", int: 0, bool: True, object: {"a": [1]}}.get(value, value) if isinstance(value, type) else value
+
+
 GRANTED = [
     (cls, body, name, value)
     for cls, (body, moot) in BODIES.items()
     for name, values in moot.items()
-    for value in (None, *("any" if one is str else one for one in values))
+    for value in (None, *map(example, values))
 ]
 
 
@@ -64,14 +73,54 @@ def test_no_field_is_both_moot_and_read():
         assert not moot.keys() & cls.model_fields.keys()
 
 
-def test_an_answer_of_openais_is_taken_back():
-    """Its client dumps every field of a message."""
-    answer = {"role": "assistant", "content": "hi", "refusal": None, "audio": None, "function_call": None}
+def examples(moot):
+    return {name: example(values[0]) if values else None for name, values in moot.items()}
+
+
+def test_what_clients_note_on_an_answer_is_taken_back_with_it():
+    """OpenAI's own client dumps every field, and adds what it made of them; others add their own."""
+    made = {"name": "f", "arguments": "{}", **examples(CALLED)}
+    call = {"id": "c", "function": made, **examples(CALL)}
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "hi", **examples(PART)}], "tool_calls": [call]}
     body, _ = BODIES[ChatCompletionRequest]
-    turns = [*body["messages"], {**answer, **{name: values[0] for name, values in MESSAGE.items()}, "tool_calls": None}]
-    assert ChatCompletionRequest.parse({**body, "messages": turns}).messages[1].text == "hi"
-    with pytest.raises(InvalidRequest, match=r"messages\.1\.annotations"):
-        ChatCompletionRequest.parse({**body, "messages": [*body["messages"], {**turns[1], "annotations": [1]}]})
+    given = {**body, "messages": [*body["messages"], {**answer, **examples(MESSAGE)}]}
+    Draft202012Validator(ChatCompletionRequest.model_json_schema()).validate(given)
+    parsed = ChatCompletionRequest.parse(given).messages[1]
+    call["type"] = None
+    assert ChatCompletionRequest.parse(given).messages[1] == parsed
+    plain = {**answer, "content": "hi", "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": "{}"}}]}
+    assert parsed.turn == ChatCompletionRequest.parse({**body, "messages": [plain]}).messages[0].turn
+    for wrong in ({"audio": {"id": "a"}}, {"nonsense": 1}, {"tool_calls": [{**call, "nonsense": 1}]}):
+        with pytest.raises(InvalidRequest, match="unsupported fields"):
+            ChatCompletionRequest.parse({**body, "messages": [{**answer, **wrong}]})
+
+
+def test_a_message_of_openais_parsing_client_is_taken_back():
+    """What `.parse()` of the client gives is appended to the conversation."""
+    function = ParsedFunction(name="f", arguments='{"a": 1}', parsed_arguments={"a": 1})
+    call = ParsedFunctionToolCall(id="c", type="function", function=function, index=0)
+    message = ParsedChatCompletionMessage(role="assistant", content=None, tool_calls=[call], parsed=None)
+    body, _ = BODIES[ChatCompletionRequest]
+    for dumped in (message.model_dump(), message.model_dump(exclude_unset=True), message.model_dump(exclude_none=True)):
+        turns = [*body["messages"], dumped, {"role": "tool", "tool_call_id": "c", "content": None, "name": ""}]
+        turn = ChatCompletionRequest.parse({**body, "messages": turns}).messages[1].turn
+        assert turn["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"a": 1}'}
+
+
+def test_reasoning_comes_back_under_either_name():
+    body, _ = BODIES[ChatCompletionRequest]
+    for name in ("reasoning", "reasoning_content"):
+        turns = [*body["messages"], {"role": "assistant", "content": None, name: "hm"}]
+        turn = ChatCompletionRequest.parse({**body, "messages": turns}).messages[1].turn
+        assert turn == {"role": "assistant", "content": "", "reasoning_content": "hm"}
+
+
+def test_who_speaks_is_handed_to_the_template():
+    body, _ = BODIES[ChatCompletionRequest]
+    (message,) = ChatCompletionRequest.parse(
+        {**body, "messages": [{"role": "user", "content": "", "name": "Ada L."}]}
+    ).messages
+    assert message.turn == {"role": "user", "content": "", "name": "Ada L."}
 
 
 def test_a_stream_may_do_without_obfuscation():

@@ -405,7 +405,7 @@ BAD = [
     ({"tools": [{"type": "retrieval"}]}, "tools.0.type"),
     ({"tool_choice": "required", "ignore_eos": True}, "tool_choice cannot be kept together with ignore_eos"),
     ({"messages": [{"role": "tool", "content": "a", "tool_call_id": "x"}]}, "'x' is that of no call"),
-    ({"messages": [USER, {"role": "assistant"}]}, "messages.1: content"),
+    ({"messages": [USER, {"role": "developer"}]}, "messages.1: a developer message"),
     ({"messages": [{"role": "user", "content": "a", "tool_calls": [MADE]}]}, "messages.0: tool_calls"),
 ]
 JSON_ONLY = [

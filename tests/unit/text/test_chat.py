@@ -289,22 +289,3 @@ def test_variables_that_would_change_nothing_are_refused() -> None:
     thinking.check_variables(["enable_thinking"])
     with pytest.raises(InvalidRequest, match="asks for no effort, other"):
         thinking.check_variables(["other", "enable_thinking", "effort"])
-
-
-@pytest.mark.parametrize(
-    ("asks_for", "none", "medium", "high"),
-    [
-        ("", None, {}, None),
-        ("enable_thinking", {"enable_thinking": False}, {}, None),
-        ("reasoning_effort", *({"reasoning_effort": effort} for effort in ("none", "medium", "high"))),
-        (
-            "enable_thinking ~ reasoning_effort",
-            {"enable_thinking": False, "reasoning_effort": "none"},
-            {"reasoning_effort": "medium"},
-            {"reasoning_effort": "high"},
-        ),
-    ],
-)
-def test_a_template_is_told_of_an_effort_by_what_it_asks_for(asks_for, none, medium, high) -> None:
-    one = template("{{ " + (asks_for or "''") + " }}" + TURNS)
-    assert [one.told_of_effort(effort) for effort in ("none", "medium", "high")] == [none, medium, high]
