@@ -1,9 +1,17 @@
 """The official Python client of OpenAI."""
 
 from collections.abc import Iterator
+from typing import Literal
 
 import openai
+import pydantic
 import pytest
+
+
+class Weather(pydantic.BaseModel):
+    """What a tool is asked."""
+
+    city: Literal["Paris", "Rome"]
 
 
 @pytest.fixture
@@ -53,6 +61,21 @@ def test_log_probabilities_are_there_for_each_token(client: openai.OpenAI, quest
         )
         assert token.logprob == token.top_logprobs[0].logprob  # greedy
         assert token.logprob <= 0
+
+
+def test_a_parsed_call_goes_back_into_the_conversation(client: openai.OpenAI, question):
+    """As agents' loops append it: with what the client made of the arguments, and when streamed with an index too."""
+    tools = [openai.pydantic_function_tool(Weather)]
+    asked = {"model": "demo", "tools": tools, "temperature": 0, "max_tokens": 100}
+    demand = {**asked, "messages": question, "tool_choice": "required", "parallel_tool_calls": False}
+    with client.chat.completions.stream(**demand) as events:
+        streamed = events.get_final_completion()
+    for answer in (client.chat.completions.parse(**demand), streamed):
+        message = answer.choices[0].message
+        (call,) = message.tool_calls
+        assert isinstance(call.function.parsed_arguments, Weather)
+        turns = [*question, message, {"role": "tool", "tool_call_id": call.id, "content": "22 degrees"}]
+        assert client.chat.completions.create(**asked, messages=turns).usage.completion_tokens > 0
 
 
 def test_completions_take_lists_stops_and_echo(client: openai.OpenAI):
