@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 from pydantic.json_schema import JsonSchemaValue
 
 from glm_cluster.api.moot import PART, Moot
-from glm_cluster.api.schema import FirstFault, Schema, TokenIds, at_most, not_empty, one_as_list, too_many
+from glm_cluster.api.schema import FirstFault, Integer, Schema, TokenIds, at_most, not_empty, one_as_list, too_many
 
 MAX_ITEMS = 4096
 MAX_PROMPTS = 256
@@ -128,10 +128,10 @@ Temperature: TypeAlias = Annotated[float, Field(ge=0, le=2), AfterValidator(_gre
 TopP: TypeAlias = Annotated[float, Field(ge=0, le=1), AfterValidator(_some_stay)]
 Penalty: TypeAlias = Annotated[float, Field(ge=-2, le=2)]
 Repetition: TypeAlias = Annotated[float, Field(ge=0.01, le=10)]  # logits divided by next to nothing overflow
-TopK: TypeAlias = Annotated[int, Field(ge=-1, lt=2**31)]  # -1 and 0 are off
-Few: TypeAlias = Annotated[int, Field(ge=0, le=20)]
-Seed: TypeAlias = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-Index: TypeAlias = Annotated[int, Field(ge=0, lt=2**31)]
+TopK: TypeAlias = Annotated[Integer, Field(ge=-1, lt=2**31)]  # -1 and 0 are off
+Few: TypeAlias = Annotated[Integer, Field(ge=0, le=20)]
+Seed: TypeAlias = Annotated[Integer, Field(ge=-(2**63), lt=2**63)]
+Index: TypeAlias = Annotated[Integer, Field(ge=0, lt=2**31)]
 _WORD: JsonSchemaValue = {"type": "string", "minLength": 1, "maxLength": 256}
 Stops: TypeAlias = Annotated[
     _Words,
@@ -156,9 +156,9 @@ Biases: TypeAlias = Annotated[
     ),
 ]
 Allowed: TypeAlias = Annotated[TokenIds, AfterValidator(not_empty), BeforeValidator(at_most(MAX_ALLOWED))]
-Kept: TypeAlias = Annotated[int, Field(ge=-1, lt=2**31), AfterValidator(_not_zero)]
+Kept: TypeAlias = Annotated[Integer, Field(ge=-1, lt=2**31), AfterValidator(_not_zero)]
 Name: TypeAlias = Annotated[str, Field(min_length=1, max_length=512)]
-Priority: TypeAlias = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+Priority: TypeAlias = Annotated[Integer, Field(ge=-(2**31), lt=2**31)]
 Variables: TypeAlias = Annotated[
     dict[
         Annotated[str, Field(min_length=1, max_length=64)],

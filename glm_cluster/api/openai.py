@@ -31,7 +31,7 @@ from glm_cluster.api.fields import (
     Variables,
 )
 from glm_cluster.api.moot import CHAT, COMPLETION, MESSAGE, STREAM_OPTIONS, Moot
-from glm_cluster.api.schema import Count, FewIds, FirstFault, Schema, at_most
+from glm_cluster.api.schema import Count, FewIds, FirstFault, Integer, Schema, at_most
 from glm_cluster.api.structured import StructuredBody
 from glm_cluster.api.thinking import SAID_BY_EFFORT, Effort, Thinking
 from glm_cluster.api.tools import Calls, ToolFields
@@ -115,7 +115,7 @@ class GenerationBody(StructuredBody):
 
     stream: bool = False
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=128)] = 1
+    n: Annotated[Integer, Field(ge=1, le=128)] = 1
     max_tokens: Count | None = None
     min_tokens: Index = 0
     temperature: Temperature = 1.0

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Self, TypeAlias, TypeVar
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     FailFast,
     Field,
@@ -47,7 +48,13 @@ def _at_a_glance(value: object, look_closely: ValidatorFunctionWrapHandler) -> o
     return look_closely(value)
 
 
-Count: TypeAlias = Annotated[int, Field(ge=1, lt=2**31)]
+def _whole(value: object) -> object:
+    """JSON has one kind of number: a gateway may make 10.0 of 10."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Integer: TypeAlias = Annotated[int, BeforeValidator(_whole)]
+Count: TypeAlias = Annotated[Integer, Field(ge=1, lt=2**31)]
 FewIds: TypeAlias = Annotated[list[Annotated[int, Field(ge=0, lt=_ID_LIMIT)]], FirstFault()]
 TokenIds: TypeAlias = Annotated[FewIds, WrapValidator(_at_a_glance)]  # takes no bound on its length
 

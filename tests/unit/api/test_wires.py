@@ -299,6 +299,17 @@ async def test_what_comes_to_the_same_is_taken_for_it(http, stub, echo, asked, d
     assert over_http == over_grpc == done
 
 
+async def test_a_whole_number_may_be_written_as_a_float(http, echo):
+    """JSON knows no difference, nor does the OpenAPI document."""
+    fields = {"max_tokens": 3.0, "top_k": 5.0, "seed": 7.0, "n": 1.0, "min_tokens": 1.0, "priority": -1.0}
+    assert (await http.post("/v1/completions", json=TEXT | fields)).status_code == 200
+    sampling = echo.seen[0].sampling
+    assert (sampling.max_tokens, sampling.top_k, sampling.seed, sampling.min_tokens) == (3, 5, 7, 1)
+    assert {type(number) for number in (sampling.max_tokens, sampling.top_k, echo.seen[0].priority)} == {int}
+    for wrong in ({"max_tokens": 3.5}, {"max_tokens": 1e300}, {"top_k": True}, {"seed": "7"}):
+        assert (await http.post("/v1/completions", json=TEXT | wrong)).status_code == 400
+
+
 async def test_a_seed_of_minus_one_is_none(http, echo):
     for _ in range(2):
         assert (await http.post("/v1/completions", json=TEXT | {"seed": -1})).status_code == 200
