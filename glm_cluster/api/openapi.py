@@ -240,7 +240,8 @@ def _responses(operation: Operation, schemas: Mapping[Any, JsonSchema]) -> Itera
 
 def _event(chunk: JsonSchema) -> JsonSchema:
     """A server-sent event, as OpenAPI 3.2 has it."""
-    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": chunk, "description": _EVENTS}
+    coded = {"contentMediaType": "application/json", "contentSchema": chunk}
+    data = {"type": "string", "anyOf": [{"const": "[DONE]"}, coded], "description": _EVENTS}
     return {"type": "object", "required": ["data"], "properties": {"data": data}}
 
 

@@ -33,7 +33,7 @@ def shortened(body: Any) -> Any:
 
 
 def is_limit(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 2**31
 
 
 RIGHT, WRONG = schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE
