@@ -265,4 +265,7 @@ async def test_a_server_s_limits_are_below_the_model_s(limited):
     for fields, param in ({"prompt": "a" * 6}, "prompt"), ({"prompt": "a", "max_tokens": 8}, "max_tokens"):
         with pytest.raises(InvalidRequest, match="this server") as caught:
             await limited.prepare_completion("r", completion(**fields))
-        assert caught.value.param == param
+        assert (caught.value.param, caught.value.code) == (param, "invalid_request")
+    with pytest.raises(InvalidRequest, match="min_tokens: 8 is more than the 7 that may come") as caught:
+        await limited.prepare_completion("r", completion("a", min_tokens=8))
+    assert caught.value.code == "invalid_request"
