@@ -27,7 +27,7 @@ def client(service, server, tally, tmp_path: Path):
     """A client of the application with keys, for pages of these origins."""
     path = tmp_path / "keys"
     digest = hashlib.sha256(b"secret").hexdigest()
-    path.write_text(f"- {{name: ada, sha256: {digest}, requests_per_minute: 1}}\n")
+    path.write_text(f"- {{name: ada, sha256: {digest}, requests_per_minute: 2}}\n")
     access = Access(meters=tally, callers=Callers(path))
 
     def make(*origins: str) -> httpx.AsyncClient:
@@ -155,6 +155,5 @@ async def test_each_token_of_a_stream_passes_at_once(service, server, tally, ech
     }
     await build_http_app(service, server, tally, allowed_origins=[PAGE])(scope, receive, send)
     assert (ALLOW.encode(), PAGE.encode()) in sent[0]["headers"]
-    events = [message["body"] for message in sent[1:] if message["body"]]
-    assert [event.count(b"data: ") for event in events[:5]] == [1] * 5
+    assert len([message for message in sent[1:] if message["body"]]) == 5
     assert echo.open == 0

@@ -107,11 +107,11 @@ async def test_sampling_reaches_the_engine(service):
 @pytest.mark.parametrize(
     ("fields", "words", "param"),
     [
-        ({"prompt": "a" * 100}, ("100 tokens", "no room", "takes 100"), "prompt"),
+        ({"prompt": "a" * 100}, ("100 in the prompt", "length is 100 tokens"), "prompt"),
         (
             {"prompt": "a" * 90, "max_tokens": 11},
-            ("90 prompt tokens", "11 max_tokens", "100", "10 or fewer"),
-            "max_tokens",
+            ("90 in the prompt", "11 in the completion", "is 100 tokens", "10 tokens at most"),
+            "prompt",
         ),
         ({"prompt": [1, 260]}, ("260", "259"), "prompt"),
         ({"prompt": "a", "stop_token_ids": [5, 999]}, ("999", "259"), "stop_token_ids"),
