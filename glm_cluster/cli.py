@@ -92,6 +92,9 @@ def _add_serve(commands: "Commands") -> None:
     )
     parser.add_argument("--api-keys", type=Path, metavar="FILE", help="who may call (default: anyone); see `keys new`")
     parser.add_argument("--usage-log", type=Path, metavar="FILE", help="gets a JSON line for each request")
+    parser.add_argument(
+        "--allowed-origin", metavar="URL", action="append", help="web page whose scripts may ask, or *; repeatable"
+    )
     parser.add_argument("--config", type=Path, metavar="FILE", help="Serve config file, such as deploy/serve/demo.yaml")
     parser.set_defaults(run=_serve)
 

@@ -1,5 +1,6 @@
 """Settings: frozen, keyword-only, strict, resolved once. Values found at start-up are results, never written back."""
 
+import re
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -11,6 +12,12 @@ from glm_cluster.records import Quantization, ReasoningParser, Task, ToolParser
 DtypeName: TypeAlias = Literal["auto", "float32", "bfloat16"]
 DeviceName: TypeAlias = Literal["auto", "cpu", "cuda"]
 MOST_CHOICES = 256  # that any setting allows: each is a generation of its own
+ALL_ORIGINS = "*"
+_ORIGIN = re.compile(
+    r"(?!http://[^/]+:80$|https://[^/]+:443$)"  # browsers leave these out
+    r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?",
+    re.ASCII,
+)
 PlacementName: TypeAlias = Literal["STRICT_PACK", "PACK", "SPREAD", "STRICT_SPREAD"]
 
 
@@ -143,6 +150,7 @@ class ClusterConfig:
     # None: anyone may call.
     api_keys_file: str | None = None
     usage_log: str | None = None  # file that gets a JSON line for each request, on every node with an ingress
+    allowed_origins: tuple[str, ...] = ()  # web pages whose scripts may ask: scheme://host[:port] each, or * for all
     limits: Limits = field(default_factory=Limits)
 
     @classmethod
@@ -160,6 +168,7 @@ class ClusterConfig:
             models = (ModelConfig.from_mapping({k: v for k, v in raw.items() if k not in own_keys}),)
         own = {k: v for k, v in raw.items() if k in own_keys}
         own["limits"] = Limits.from_mapping(own.get("limits", {}))
+        own["allowed_origins"] = _origins(own.get("allowed_origins", []))
         config = cls(models=models, **own)
         _check_whole("num_ingresses", config.num_ingresses, low=1)
         _check_whole("max_migrations", config.max_migrations, low=0)
@@ -168,6 +177,19 @@ class ClusterConfig:
             if (path := getattr(config, name)) is not None:
                 _check_type(name, path, str)
         return config
+
+
+def _origins(raw: object) -> tuple[str, ...]:
+    """Origins as browsers name them: they are compared with what a browser sends, letter by letter."""
+    if not isinstance(raw, list | tuple):
+        raise ConfigError(f"allowed_origins must be a list as [https://chat.example.com], not {raw!r}")
+    for index, origin in enumerate(raw):
+        if not isinstance(origin, str) or not (origin == ALL_ORIGINS or _ORIGIN.fullmatch(origin)):
+            raise ConfigError(
+                f"allowed_origins[{index}] must be scheme://host[:port] as browsers send it (small letters, no path, "
+                f"no port that goes without saying), or {ALL_ORIGINS} for any page, not {origin!r}"
+            )
+    return tuple(raw)
 
 
 def _refuse_strays(raw: Mapping[str, Any], own_keys: Collection[str]) -> None:

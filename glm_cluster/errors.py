@@ -4,6 +4,7 @@ GlmError
 ├── ConfigError            a setting is wrong                    (start-up: a sentence and exit 2)
 │   └── CheckpointError    a checkpoint file or tensor is wrong  (start-up)
 ├── InvalidRequest         the request can never succeed         400 INVALID_ARGUMENT
+│   ├── ContextExceeded    more tokens than the model takes      400 INVALID_ARGUMENT
 │   ├── ModelNotFound      the named model is not served         404 NOT_FOUND
 │   ├── BodyTooLarge       more bytes than one may send          413 RESOURCE_EXHAUSTED
 │   ├── HeadersTooLarge    more headers than one may send        431 RESOURCE_EXHAUSTED
@@ -18,6 +19,8 @@ GlmError
 
 `raise` happens at boundaries, with a sentence that says what to do; the wire layers map a class to its status once.
 """
+
+from typing import Self
 
 
 class GlmError(Exception):
@@ -76,6 +79,21 @@ class InvalidRequest(GlmError):
     def __init__(self, message: str, *, param: str | None = None) -> None:
         """Keep short what may quote a client at length: an answer's headers are its place over gRPC."""
         super().__init__(clipped(message, _MESSAGE_BYTES), param=param and clipped(param, _PARAM_BYTES))
+
+
+class ContextExceeded(InvalidRequest):
+    """The prompt, or it and what is asked for together, has more tokens than the model takes."""
+
+    code = "context_length_exceeded"  # OpenAI's, as the words are: clients that make room by themselves go by them
+
+    @classmethod
+    def of(cls, num_tokens: int, limit: int, *, parts: str, advice: str, param: str) -> Self:
+        """The error for `num_tokens` where `limit` go; `parts` says where they are."""
+        return cls(
+            f"{param}: This model's maximum context length is {limit} tokens. "
+            f"However, you requested {num_tokens} tokens {parts}. {advice}.",
+            param=param,
+        )
 
 
 class ModelNotFound(InvalidRequest):

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glm_cluster.config import ClusterConfig, EngineConfig
+from glm_cluster.config import ALL_ORIGINS, ClusterConfig, EngineConfig
 from glm_cluster.errors import ConfigError
 from glm_cluster.keys import read_keys
 from glm_cluster.model.config import GlmConfig
@@ -38,6 +38,8 @@ _ROUTES: Mapping[Task, str] = {
 def serve_args(options: Namespace, file: "ServeFile") -> dict[str, object]:
     """The mapping of ClusterConfig: the file's values, overridden by the flags that were given."""
     args = {**file.args, **_files(options, file)}
+    if options.allowed_origin is not None:
+        args["allowed_origins"] = options.allowed_origin
     if "models" in args:
         return _of_several(options, args)
     flags = {name: getattr(options, name) for name in _SETTINGS}
@@ -125,6 +127,8 @@ def check_access(config: ClusterConfig, host: str) -> None:
         read_keys(Path(config.api_keys_file))
     elif not is_loopback(host):
         print(f"Anyone who reaches {host} may call: there are no API keys (see --api-keys).", file=sys.stderr)
+    if ALL_ORIGINS in config.allowed_origins and config.api_keys_file is None:
+        print(f"Any page in a browser that reaches {host} may call: there are no API keys.", file=sys.stderr)
     if config.usage_log is not None:
         try:
             Path(config.usage_log).open("a").close()

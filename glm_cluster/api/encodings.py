@@ -19,7 +19,7 @@ from glm_cluster.api.replies import Head
 from glm_cluster.api.scores import Floats, Scores, Verdict, activation_of, rows_of, unit
 from glm_cluster.api.service import ServedModel, Service
 from glm_cluster.api.window import EncodeWindow
-from glm_cluster.errors import InvalidRequest, Overloaded
+from glm_cluster.errors import ContextExceeded, InvalidRequest, Overloaded
 from glm_cluster.records import Encoded, Encoder, EncodeRequest, ModelInfo, Pooling, Task
 
 _PAUSES_S = (0.05, 0.1, 0.2, 0.4, *[0.8] * 20)  # before an input of a list gives up on a full engine
@@ -228,9 +228,7 @@ def _check(info: ModelInfo, prompt: Prompt, param: str) -> None:
         raise InvalidRequest(f"{param}: no tokens in it; send some text", param=param)
     check_prompt_limit(info, len(prompt.framed), param)
     if (num_tokens := len(prompt.framed)) > (limit := info.max_model_len):
-        raise InvalidRequest(
-            f"{param}: {num_tokens} tokens; {info.name} takes {limit}; shorten or split it", param=param
-        )
+        raise ContextExceeded.of(num_tokens, limit, parts="in the input", advice="Shorten or split it", param=param)
 
 
 async def _all(works: Sequence[Coroutine[object, object, A]]) -> list[A]:

@@ -11,7 +11,7 @@ from hashlib import blake2b
 from glm_cluster.api.openai import GenerationBody
 from glm_cluster.api.reading import Reading
 from glm_cluster.api.window import EncodeWindow
-from glm_cluster.errors import InvalidRequest
+from glm_cluster.errors import ContextExceeded, InvalidRequest
 from glm_cluster.records import GenerationRequest, Generator, Grammar, ModelInfo, SamplingParams
 from glm_cluster.text.stops import StopStrings
 from glm_cluster.text.tokenizer import Tokenizer
@@ -128,7 +128,7 @@ def _check_likelihoods(asked: int | None, num_tokens: int) -> None:
 def _sampling(
     info: ModelInfo, request: GenerationBody, prompt: Prompt, bad_words: tuple[Ids, ...], prompt_logprobs: int | None
 ) -> SamplingParams:
-    max_tokens = _max_tokens(info, len(prompt.ids), request.output_limit, prompt.param)
+    max_tokens = _max_tokens(info, request, prompt)
     if request.min_tokens > max_tokens:
         raise InvalidRequest(
             f"min_tokens: {request.min_tokens} is more than the {max_tokens} that may come", param="min_tokens"
@@ -165,28 +165,31 @@ def _kept(info: ModelInfo, request: GenerationBody, prompt: Prompt) -> Prompt:
     return replace(prompt, ids=prompt.ids[-most:])
 
 
-def _max_tokens(info: ModelInfo, num_prompt: int, asked: int | None, param: str) -> int:
+def _max_tokens(info: ModelInfo, request: GenerationBody, prompt: Prompt) -> int:
     """What the client asked for, or what the model's length leaves; refuse what does not fit."""
-    limit = info.max_model_len
-    if num_prompt == 0:
-        raise InvalidRequest(f"{param}: no tokens in it; send some text", param=param)
-    check_prompt_limit(info, num_prompt, param)
-    if num_prompt >= limit:
-        raise InvalidRequest(
-            f"{param}: {num_prompt} tokens, which leaves no room for an answer: {info.name} takes {limit} "
-            "tokens of prompt and answer together; shorten it",
-            param=param,
-        )
-    if asked is not None and num_prompt + asked > limit:
-        raise InvalidRequest(
-            f"max_tokens: {num_prompt} prompt tokens + {asked} max_tokens > {limit}, the most {info.name} "
-            f"takes; ask for {limit - num_prompt} or fewer",
-            param="max_tokens",
-        )
-    most = info.max_output_tokens or limit
+    if not prompt.ids:
+        raise InvalidRequest(f"{prompt.param}: no tokens in it; send some text", param=prompt.param)
+    check_prompt_limit(info, len(prompt.ids), prompt.param)
+    asked = request.output_limit
+    _check_length(info, prompt, num_answer=max(1, asked or 0, request.min_tokens))
+    most = info.max_output_tokens or info.max_model_len
     if asked is not None and asked > most:
         raise InvalidRequest(f"max_tokens: {asked}; this server gives {most} at most", param="max_tokens")
-    return min(limit - num_prompt, most) if asked is None else asked
+    return min(info.max_model_len - len(prompt.ids), most) if asked is None else asked
+
+
+def _check_length(info: ModelInfo, prompt: Prompt, *, num_answer: int) -> None:
+    """Refuse a prompt that the least answer does not fit behind."""
+    limit, num_prompt, place = info.max_model_len, len(prompt.ids), prompt.param.partition(".")[0]
+    if num_prompt + num_answer > limit:
+        fewer = f", or ask for {limit - num_prompt} tokens at most" if num_prompt < limit else ""
+        raise ContextExceeded.of(
+            num_prompt + num_answer,
+            limit,
+            parts=f"({num_prompt} in the {place}, {num_answer} in the completion)",
+            advice=f"Shorten the {place}{fewer}",
+            param=prompt.param,
+        )
 
 
 def check_prompt_limit(info: ModelInfo, num_tokens: int, param: str) -> None:

@@ -4,7 +4,7 @@ Knows paths and statuses, nothing of models or engines.
 """
 
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
@@ -29,6 +29,7 @@ from glm_cluster.api.inputs import ClassifyRequest, ClassifyTokensRequest, Embed
 from glm_cluster.api.json_pieces import json_pieces
 from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest, GenerationBody
 from glm_cluster.api.openapi import document
+from glm_cluster.api.origins import shared_with
 from glm_cluster.api.replies import (
     CHAT,
     COMPLETION,
@@ -53,7 +54,14 @@ from glm_cluster.metrics import Meters
 B = TypeVar("B", bound=Body)
 
 
-def build_http_app(service: Service, server: Server, meters: Meters, access: Access | None = None) -> FastAPI:
+def build_http_app(
+    service: Service,
+    server: Server,
+    meters: Meters,
+    access: Access | None = None,
+    *,
+    allowed_origins: Sequence[str] = (),
+) -> FastAPI:
     """The whole HTTP surface; without `access` anyone may ask."""
     access = access or Access(meters=meters)
     posts: dict[str, _Generating | _Encoding] = {
@@ -84,7 +92,7 @@ def build_http_app(service: Service, server: Server, meters: Meters, access: Acc
         openapi_url=None,  # our bodies are read by hand, so FastAPI could not describe them
         redirect_slashes=False,
         exception_handlers={HTTPException: http_error},
-        middleware=[Middleware(Gate, access=access)],
+        middleware=[*shared_with(allowed_origins), Middleware(Gate, access=access)],
         routes=[*routes],
     )
 

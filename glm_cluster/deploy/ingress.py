@@ -72,6 +72,7 @@ class GlmIngress:
         callers = Callers(None if config.api_keys_file is None else Path(config.api_keys_file))
         self._usage_log = None if config.usage_log is None else UsageLog(Path(config.usage_log), self._meters)
         self._access = Access(meters=self._meters, callers=callers, limits=config.limits, usage_log=self._usage_log)
+        self._allowed_origins = config.allowed_origins
         self._watches = [asyncio.create_task(callers.watch())]
         if pool is not None:
             exchange = PoolClient(pool).exchange
@@ -142,7 +143,9 @@ class GlmIngress:
     def __serve_build_asgi_app__(self) -> "FastAPI":  # the name Serve looks for
         from glm_cluster.api.http import build_http_app
 
-        return build_http_app(self._service, self._server, self._meters, self._access)
+        return build_http_app(
+            self._service, self._server, self._meters, self._access, allowed_origins=self._allowed_origins
+        )
 
     async def __del__(self) -> None:
         """Called by Serve on an orderly stop."""

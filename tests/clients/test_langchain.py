@@ -1,6 +1,7 @@
 """LangChain's OpenAI integration."""
 
 import pytest
+from langchain_core.exceptions import ContextOverflowError
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 
 
@@ -24,6 +25,11 @@ async def test_many_at_once_are_as_one_by_one(chat: ChatOpenAI, question):
 def test_log_probabilities_are_handed_on(chat: ChatOpenAI, question):
     answer = chat.bind(logprobs=True).invoke(question)
     assert all(token["logprob"] <= 0 for token in answer.response_metadata["logprobs"]["content"])
+
+
+def test_a_conversation_that_exceeds_the_context_is_recognised(chat: ChatOpenAI):
+    with pytest.raises(ContextOverflowError):
+        chat.invoke("word " * 2000)
 
 
 def test_embeddings_of_token_ids(url: str):

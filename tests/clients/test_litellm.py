@@ -33,3 +33,5 @@ def test_embeddings(url: str):
 def test_errors_are_litellms_own(asked):
     with pytest.raises(litellm.NotFoundError):
         litellm.completion(**{**asked, "model": "openai/gpt-4"})
+    with pytest.raises(litellm.ContextWindowExceededError):
+        litellm.completion(**{**asked, "max_tokens": 5000})

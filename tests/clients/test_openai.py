@@ -103,3 +103,6 @@ def test_errors_are_the_clients_own(client: openai.OpenAI, question):
     assert caught.value.param == "temperature"
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="gpt-4", messages=question)
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="demo", messages=[{"role": "user", "content": "word " * 2000}])
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages")

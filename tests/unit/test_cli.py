@@ -27,7 +27,8 @@ from glm_cluster.preflight import GIB, Gpu
 COMMANDS = ("serve", "generate", "chat", "keys", "models", "verify", "convert", "demo-model", "bench")
 FLAGS = {
     "serve": {"--model", "--tp", "--replicas", "--host", "--port", "--grpc-port", "--dtype", "--device", "--config"}
-    | {"--task", "--max-model-len", "--speculative-tokens", "--quantization", "--api-keys", "--usage-log"},
+    | {"--task", "--max-model-len", "--speculative-tokens", "--quantization", "--api-keys", "--usage-log"}
+    | {"--allowed-origin"},
     "generate": {
         "--model",
         "--prompt",
@@ -391,6 +392,31 @@ def test_keys_and_log_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytes
     file = ServeFile(args={"models": [{"model": "/a"}], "usage_log": "usage.jsonl"})
     args = serve_args(parse("serve", "--config", "x", "--api-keys", "keys.yaml"), file)
     assert (args["api_keys_file"], args["usage_log"]) == (str(tmp_path / "keys.yaml"), str(tmp_path / "usage.jsonl"))
+
+
+def test_origins_are_those_of_the_file_unless_flags_name_some() -> None:
+    file = ServeFile(args={"models": [{"model": "/a"}], "allowed_origins": ["https://a"]})
+    assert serve_args(parse("serve", "--config", "x"), file)["allowed_origins"] == ["https://a"]
+    named = ["--allowed-origin", "https://b", "--allowed-origin", "*"]
+    args = serve_args(parse("serve", "--config", "x", *named), file)
+    assert ClusterConfig.from_mapping(args).allowed_origins == ("https://b", "*")
+
+
+def test_an_origin_that_cannot_be_is_refused_at_start(
+    checkpoint: Path, free_ports: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "--model", str(checkpoint), "--allowed-origin", "chat.example.com", *free_ports]) == 2
+    assert "allowed_origins[0] must be scheme://host[:port]" in sentence(capsys)
+
+
+@pytest.mark.parametrize("keys", [False, True])
+def test_a_door_open_to_any_page_is_announced(keys: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = {}
+    if keys:
+        more = {"api_keys_file": str(tmp_path / "keys")}
+        main(["keys", "new", "--name", "ada", "--file", more["api_keys_file"]])
+    check_access(ClusterConfig.from_mapping({"model": "m", "allowed_origins": ["*"], **more}), "localhost")
+    assert ("Any page" in capsys.readouterr().err) is not keys
 
 
 def test_a_broken_file_of_keys_is_refused_at_start(

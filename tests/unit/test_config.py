@@ -165,6 +165,49 @@ def test_a_wrong_limit_is_named(limits: object, said: str) -> None:
         ClusterConfig.from_mapping({"model": "m", "limits": limits})
 
 
+@pytest.mark.parametrize(
+    "origin",
+    ["*", "http://localhost:3000", "https://chat.example.com", "http://[::1]:8080", "app://obsidian.md", "http://a:8"],
+)
+def test_origins_are_as_browsers_send_them(origin: str) -> None:
+    assert ClusterConfig.from_mapping({"model": "m", "allowed_origins": [origin]}).allowed_origins == (origin,)
+    assert ClusterConfig.from_mapping({"model": "m"}).allowed_origins == ()
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "",
+        "localhost:3000",
+        "chat.example.com",
+        "https://chat.example.com/",
+        "https://chat.example.com/app",
+        "https://Chat.example.com",
+        "https://*.example.com",
+        "https://chat.example.com:443",
+        "http://chat.example.com:80",
+        "https://chat.example.com:",
+        "https://chat.example.com:0",
+        "https://me@chat.example.com",
+        "https://chat.example.com\n",
+        "null",
+        None,
+        7,
+    ],
+)
+def test_an_origin_that_no_browser_sends_is_refused(origin: object) -> None:
+    with pytest.raises(ConfigError, match=r"allowed_origins\[1\] must be scheme://host\[:port\]"):
+        ClusterConfig.from_mapping({"model": "m", "allowed_origins": ["*", origin]})
+
+
+@pytest.mark.parametrize("raw", ["*", None, {"https://a": 1}])
+def test_origins_are_a_list(raw: object) -> None:
+    with pytest.raises(ConfigError, match="allowed_origins must be a list"):
+        ClusterConfig.from_mapping({"model": "m", "allowed_origins": raw})
+    with pytest.raises(ConfigError, match="unknown settings"):
+        ClusterConfig.from_mapping({"model": "m", "allow_origins": ["*"]})
+
+
 def test_files_are_named_by_path() -> None:
     config = ClusterConfig.from_mapping({"model": "m", "api_keys_file": "/keys", "usage_log": "/log"})
     assert (config.api_keys_file, config.usage_log) == ("/keys", "/log")

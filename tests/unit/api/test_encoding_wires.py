@@ -63,7 +63,7 @@ async def refusals(http, stub, path, method, kind, body):
         ([[1, 260]], "input.0: no token id 260; ids go up to 259"),
         ([[2**63 - 1]], "input.0: no token id 9223372036854775807; ids go up to 259"),
         (["a"] * 2049, "input: Input should have at most 2048 items"),
-        (["a", "a" * 49], "input.1: 51 tokens; "),
+        (["a", "a" * 49], "input.1: This model's maximum context length is 50 tokens."),
     ],
 )
 async def test_bad_inputs_are_refused_alike(http, stub, counter, path, method, kind, body, given, words):
@@ -71,6 +71,19 @@ async def test_bad_inputs_are_refused_alike(http, stub, counter, path, method, k
     assert (status, code) == (400, grpc.StatusCode.INVALID_ARGUMENT)
     assert told.startswith(words)
     assert counter.seen == []
+
+
+@every_wire
+async def test_inputs_that_exceed_the_context_are_recognised(http, stub, path, method, kind, body):
+    """By OpenAI's code and in its words, as those who ask for answers are told."""
+    body = body | {"input": ["a", "a" * 49]}
+    error = (await http.post(path, json=body)).json()["error"]
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "input.1")
+    assert "requested 51 tokens in the input. Shorten or split it." in error["message"]
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await getattr(stub, method)(message(kind, body))
+    assert b"CONTEXT_LENGTH_EXCEEDED" in dict(caught.value.trailing_metadata())["grpc-status-details-bin"]
+    assert (await http.post(path, json=body | {"input": ["a" * 48]})).status_code == 200
 
 
 @every_wire

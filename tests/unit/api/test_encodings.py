@@ -175,9 +175,9 @@ async def test_cancelling_the_request_cancels_every_input(service, counter):
 @pytest.mark.parametrize(
     ("given", "words", "param"),
     [
-        ("a" * 49, ("input: 51 tokens", "mapper takes 50"), "input"),
-        (["a", "b", "a" * 60, "a" * 99], ("input.2: 62 tokens",), "input.2"),
-        ([[1], [1] * 51], ("input.1: 51 tokens",), "input.1"),
+        ("a" * 49, ("input: This model", "length is 50 tokens", "requested 51 tokens"), "input"),
+        (["a", "b", "a" * 60, "a" * 99], ("input.2: This model", "requested 62 tokens"), "input.2"),
+        ([[1], [1] * 51], ("input.1: This model", "requested 51 tokens"), "input.1"),
         ([1, 260], ("input: no token id 260", "259"), "input"),
         ([[1], [1, 999]], ("input.1: no token id 999",), "input.1"),
     ],

@@ -107,11 +107,11 @@ async def test_sampling_reaches_the_engine(service):
 @pytest.mark.parametrize(
     ("fields", "words", "param"),
     [
-        ({"prompt": "a" * 100}, ("100 tokens", "no room", "takes 100"), "prompt"),
+        ({"prompt": "a" * 100}, ("100 in the prompt", "length is 100 tokens"), "prompt"),
         (
             {"prompt": "a" * 90, "max_tokens": 11},
-            ("90 prompt tokens", "11 max_tokens", "100", "10 or fewer"),
-            "max_tokens",
+            ("90 in the prompt", "11 in the completion", "is 100 tokens", "10 tokens at most"),
+            "prompt",
         ),
         ({"prompt": [1, 260]}, ("260", "259"), "prompt"),
         ({"prompt": "a", "stop_token_ids": [5, 999]}, ("999", "259"), "stop_token_ids"),
@@ -265,4 +265,7 @@ async def test_a_server_s_limits_are_below_the_model_s(limited):
     for fields, param in ({"prompt": "a" * 6}, "prompt"), ({"prompt": "a", "max_tokens": 8}, "max_tokens"):
         with pytest.raises(InvalidRequest, match="this server") as caught:
             await limited.prepare_completion("r", completion(**fields))
-        assert caught.value.param == param
+        assert (caught.value.param, caught.value.code) == (param, "invalid_request")
+    with pytest.raises(InvalidRequest, match="min_tokens: 8 is more than the 7 that may come") as caught:
+        await limited.prepare_completion("r", completion("a", min_tokens=8))
+    assert caught.value.code == "invalid_request"

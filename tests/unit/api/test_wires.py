@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import grpc
 import pytest
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
+from google.rpc.status_pb2 import Status
 
 from glm_cluster.api.fields import LOWEST_TOP_P
 from glm_cluster.api.proto import glm_pb2
@@ -100,8 +102,8 @@ BAD_FIELDS = [
     ({"prompt_lookup_num_tokens": -1}, "prompt_lookup_num_tokens"),
     ({"prompt_lookup_num_tokens": 2**31}, "prompt_lookup_num_tokens"),
     ({"max_tokens": -1}, "max_tokens"),
-    ({"max_tokens": 99}, "99 max_tokens"),
-    ({"max_tokens": 2**31 - 1}, "2147483647 max_tokens"),
+    ({"max_tokens": 99}, "99 in the completion"),
+    ({"max_tokens": 2**31 - 1}, "2147483647 in the completion"),
     ({"max_tokens": 2**63 - 1}, "max_tokens: "),
     ({"stop_token_ids": [-1]}, "stop_token_ids.0"),
     ({"stop_token_ids": [260]}, "260"),
@@ -127,7 +129,7 @@ BAD_FIELDS = [
     ({"bad_words": ["a"] * 257}, "bad_words: Input should have at most 256"),
     ({"min_tokens": -1}, "min_tokens"),
     ({"min_tokens": 5, "max_tokens": 4}, "min_tokens: 5 is more than max_tokens, 4"),
-    ({"min_tokens": 99}, "min_tokens: 99 is more than the"),
+    ({"min_tokens": 99}, "99 in the completion"),
     ({"stop": [""]}, "stop.0"),
     ({"stop": ["a" * 257]}, "stop.0"),
     ({"stop": ["a"] * 17}, "stop: Input should have at most 16"),
@@ -175,7 +177,7 @@ BAD_TEXT_FIELDS = [
     ({"prompt": ["a", ""]}, "prompt.1: Input should not be empty"),
     ({"prompt": [[1], []]}, "prompt.1: Input should not be empty"),
     ({"prompt": [[1], [260]]}, "prompt.1: no token id 260"),
-    ({"prompt": ["a", "a" * 100]}, "prompt.1: 100 tokens"),
+    ({"prompt": ["a", "a" * 100]}, "prompt.1: This model's maximum context length is 100 tokens"),
 ]
 
 
@@ -335,7 +337,7 @@ async def test_how_much_may_be_guessed_reaches_the_engine_alike(http, stub, echo
         ([{"content": "a"}], "messages.0.role: Field required"),
         ([{"role": "user"}], "messages.0: a user message must have some content"),
         ([{"role": "system"}], "messages.0: a system message must have some content"),
-        ([{"role": "user", "content": "a" * 101}], "takes 100 tokens"),
+        ([{"role": "user", "content": "a" * 101}], "maximum context length is 100 tokens"),
     ],
 )
 async def test_bad_conversations_are_refused_alike(http, stub, echo, messages, words):
@@ -354,7 +356,7 @@ async def test_bad_conversations_are_refused_alike(http, stub, echo, messages, w
         ([], "prompt: "),
         ([260], "260"),
         ([-1], "prompt.0: "),
-        ("a" * 100, "no room"),
+        ("a" * 100, "maximum context length is 100 tokens"),
         ([2**60], "259"),
     ],
 )
@@ -365,6 +367,55 @@ async def test_bad_prompts_are_refused_alike(http, stub, echo, prompt, words):
     verdict = await generate_verdict(stub, TEXT | {"prompt": prompt})
     assert verdict == (grpc.StatusCode.INVALID_ARGUMENT, message)
     assert echo.seen == []
+
+
+TOO_LONG = [
+    ({"prompt": "a" * 100}, "prompt", (101, 100, 1), "Shorten the prompt."),
+    ({"prompt": "a" * 120, "max_tokens": 30}, "prompt", (150, 120, 30), "Shorten the prompt."),
+    ({"prompt": "a" * 100, "max_tokens": 0}, "prompt", (101, 100, 1), "Shorten the prompt."),
+    ({"max_tokens": 98}, "prompt", (101, 3, 98), "Shorten the prompt, or ask for 97 tokens at most."),
+    ({"min_tokens": 98}, "prompt", (101, 3, 98), "Shorten the prompt, or ask for 97 tokens at most."),
+    ({"prompt": ["a", "b", "c", "a" * 100]}, "prompt.3", (101, 100, 1), "Shorten the prompt."),
+    ({"prompt": [[1], [1] * 90], "max_tokens": 11}, "prompt.1", (101, 90, 11), "or ask for 10 tokens at most."),
+    ({"messages": [{"role": "user", "content": "a" * 101}]}, "messages", (111, 110, 1), "Shorten the messages."),
+    ({"messages": [USER], "max_tokens": 99}, "messages", (111, 12, 99), "ask for 88 tokens at most."),
+]
+
+
+@pytest.mark.parametrize(("fields", "param", "counts", "advice"), TOO_LONG)
+async def test_what_exceeds_the_context_is_recognised_alike(http, stub, echo, fields, param, counts, advice):
+    """Gateways and agents shorten a conversation by themselves if they are told by OpenAI's code, or in its words."""
+    chat = "messages" in fields
+    body = (CHAT if chat else TEXT) | fields
+    response = await http.post("/v1/chat/completions" if chat else "/v1/completions", json=body)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, "context_length_exceeded")
+    assert (error["type"], error["param"]) == ("invalid_request_error", param)
+    assert "this model's maximum context length is 100 tokens" in error["message"].lower()  # LiteLLM's way
+    told = re.search(r"requested (\d+) tokens \((\d+) in the \w+, (\d+) in the completion\)", error["message"])
+    assert tuple(map(int, told.groups())) == counts
+    assert error["message"].startswith(f"{param}: ")
+    assert error["message"].endswith(advice)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        _ = await stub.Chat(chat_message(body)) if chat else [_ async for _ in stub.Generate(generate_message(body))]
+    assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.INVALID_ARGUMENT, error["message"])
+    assert details(caught.value) == ("CONTEXT_LENGTH_EXCEEDED", param)
+    assert echo.seen == []
+
+
+def details(error: grpc.aio.AioRpcError) -> tuple[str, str]:
+    """The reason and the field of a refusal, in google.rpc's messages."""
+    status = Status.FromString(dict(error.trailing_metadata())["grpc-status-details-bin"])
+    info, bad = ErrorInfo(), BadRequest()
+    status.details[0].Unpack(info)
+    status.details[1].Unpack(bad)
+    return info.reason, bad.field_violations[0].field
+
+
+@pytest.mark.parametrize("fields", [{"max_tokens": 97}, {"min_tokens": 97}, {"prompt": "a" * 99}])
+async def test_what_just_fits_the_context_is_answered_alike(http, stub, fields):
+    assert (await http.post("/v1/completions", json=TEXT | fields)).status_code == 200
+    assert [chunk async for chunk in stub.Generate(generate_message(TEXT | fields))]
 
 
 async def test_another_model_is_not_found_alike(http, stub):
