@@ -113,14 +113,15 @@ class GenerationBody(StructuredBody):
     n: Annotated[int, Field(ge=1, le=128)] = 1
     max_tokens: Count | None = None
     min_tokens: Index = 0
-    temperature: Temperature = 1.0
+    # None here, and in the four more that checkpoints have defaults for: the model's own way.
+    temperature: Temperature | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: TopK | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Seed | None = None
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
-    repetition_penalty: Repetition = 1.0
+    repetition_penalty: Repetition | None = None
     logit_bias: Biases = Field(default={})
     allowed_token_ids: Allowed | None = None
     bad_words: BadWords = Field(default=[])
