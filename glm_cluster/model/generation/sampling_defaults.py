@@ -15,34 +15,33 @@ from glm_cluster.model.config import read_json
 from glm_cluster.model.generation.config import FILE_NAME
 from glm_cluster.records import SamplingDefaults
 
-LOWEST_TEMPERATURE = 1e-5  # logits divided by less overflow fp32
+_LOWEST_TEMPERATURE = 1e-5  # logits divided by less overflow fp32; files that say less mean greedy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Range:
-    """The numbers that a key may have: `low` to `high`, and 0 where `zero`; with `above`, not `low` itself."""
+    """The numbers that a key may have: `low` to `high`; with `above`, not `low` itself."""
 
     low: float
     high: float
     above: bool = False
-    zero: bool = False
     whole: bool = False
 
     def holds(self, value: object) -> bool:
         """Whether it is such a number; true and false are none, nor is NaN, which JSON has no name for."""
         if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
             return False
-        return (self.zero and value == 0) or (self.low <= value <= self.high and not (self.above and value == self.low))
+        return self.low <= value <= self.high and not (self.above and value == self.low)
 
     def __str__(self) -> str:
         kind = "a whole number" if self.whole else "a number"
         bounds = f"above {self.low:g} and at most" if self.above else f"from {self.low:.10g} to"
-        return f"{'0 or ' if self.zero else ''}{kind} {bounds} {self.high:.10g}"
+        return f"{kind} {bounds} {self.high:.10g}"
 
 
 # What requests may ask for, too.
 _RANGES: Mapping[str, _Range] = {
-    "temperature": _Range(low=LOWEST_TEMPERATURE, high=2, zero=True),
+    "temperature": _Range(low=0, high=2),
     "top_p": _Range(low=0, high=1, above=True),
     "top_k": _Range(low=-1, high=2**31 - 1, whole=True),
     "min_p": _Range(low=0, high=1),
@@ -73,4 +72,6 @@ def sampling_defaults(model: ModelConfig) -> SamplingDefaults:
 def _taken(name: str, value: Any) -> Any:
     if name == "top_k":
         return value if value > 0 else None
+    if name == "temperature" and value < _LOWEST_TEMPERATURE:
+        return 0.0
     return float(value)
