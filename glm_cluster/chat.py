@@ -16,7 +16,7 @@ import httpx
 from glm_cluster.errors import ConfigError, EngineUnavailable, InvalidRequest
 
 Message: TypeAlias = dict[str, str]
-_SAMPLING = {"temperature": 0.3, "top_p": 0.9}  # steadier than the wire's default of 1, which small models ramble at
+_SAMPLING = {"temperature": 0.3, "top_p": 0.9}  # steadier than 1, which small models ramble at
 _TIMEOUT = httpx.Timeout(600.0, connect=10.0)  # between two pieces of an answer, and to connect
 
 

@@ -90,6 +90,11 @@ def _add_serve(commands: "Commands") -> None:
         metavar="N",
         help="most tokens guessed in a step from a request's own text (default 7; 0: none)",
     )
+    parser.add_argument(
+        "--sampling-defaults",
+        choices=("model", "openai"),
+        help="of requests that say nothing: the checkpoint's (default), or temperature 1",
+    )
     parser.add_argument("--api-keys", type=Path, metavar="FILE", help="who may call (default: anyone); see `keys new`")
     parser.add_argument("--usage-log", type=Path, metavar="FILE", help="gets a JSON line for each request")
     parser.add_argument(

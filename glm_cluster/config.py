@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self, TypeAlias, get_args
 
 from glm_cluster.errors import ConfigError
-from glm_cluster.records import Quantization, ReasoningParser, Task, ToolParser
+from glm_cluster.records import Quantization, ReasoningParser, SamplingSource, Task, ToolParser
 
 DtypeName: TypeAlias = Literal["auto", "float32", "bfloat16"]
 DeviceName: TypeAlias = Literal["auto", "cpu", "cuda"]
@@ -85,6 +85,7 @@ class ModelConfig:
     cpus_per_rank: float = 0.1  # logical Ray CPUs; placement only
     tool_parser: ToolParser = "auto"  # auto: told from the checkpoint's template and tokens
     reasoning_parser: ReasoningParser = "auto"  # the same
+    sampling_defaults: SamplingSource = "model"  # model: what generation_config.json says; openai: temperature 1 alone
 
     @classmethod
     def from_mapping(cls, raw: Mapping[str, Any]) -> Self:
@@ -105,6 +106,7 @@ class ModelConfig:
         _check_choice("placement", config.placement, get_args(PlacementName))
         _check_choice("tool_parser", config.tool_parser, get_args(ToolParser))
         _check_choice("reasoning_parser", config.reasoning_parser, get_args(ReasoningParser))
+        _check_choice("sampling_defaults", config.sampling_defaults, get_args(SamplingSource))
         for name in ("upscale_delay_s", "downscale_delay_s", "cpus_per_rank"):
             _check_number(name, getattr(config, name), low=0)
         return config

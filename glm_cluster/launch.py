@@ -17,6 +17,7 @@ from glm_cluster.config import ALL_ORIGINS, ClusterConfig, EngineConfig
 from glm_cluster.errors import ConfigError
 from glm_cluster.keys import read_keys
 from glm_cluster.model.config import GlmConfig
+from glm_cluster.model.generation.sampling_defaults import sampling_defaults
 from glm_cluster.preflight import Demand, check_checkpoint, check_gpus, choose_device
 from glm_cluster.records import Task
 
@@ -26,7 +27,16 @@ if TYPE_CHECKING:  # ray
 
 DEMO = "demo"
 # Flags that are named as the settings are.
-_SETTINGS = ("tp", "dtype", "device", "quantization", "task", "max_model_len", "speculative_tokens")
+_SETTINGS = (
+    "tp",
+    "dtype",
+    "device",
+    "quantization",
+    "task",
+    "max_model_len",
+    "speculative_tokens",
+    "sampling_defaults",
+)
 QUESTION = "What is the capital of France?"
 _ROUTES: Mapping[Task, str] = {
     "classify": "/v1/classify",
@@ -139,6 +149,8 @@ def check_access(config: ClusterConfig, host: str) -> None:
 def with_room(config: ClusterConfig) -> ClusterConfig:
     """The settings with every `auto` replaced by a device; refused where a model does not fit this machine."""
     stored = [check_checkpoint(model.engine) for model in config.models]
+    for model in config.models:
+        sampling_defaults(model)  # refused here if at all, not in each front process anew
     engines = _placed([(model.engine, model.min_replicas) for model in config.models], stored)
     models = tuple(replace(model, engine=engine) for model, engine in zip(config.models, engines, strict=True))
     return replace(config, models=models)

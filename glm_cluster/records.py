@@ -24,6 +24,9 @@ ReasoningParser: TypeAlias = Literal["auto", "think", "none"]
 """What of a model's text is reasoning. think: what stands between <think> and </think>; auto: so if its template
 knows the tags."""
 
+SamplingSource: TypeAlias = Literal["model", "openai"]
+"""Whose way of sampling a request gets that leaves it open: the checkpoint's, where it has one, or OpenAI's."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
@@ -157,6 +160,17 @@ class ReplicaLoad:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingDefaults:
+    """What `SamplingParams` get where a request says nothing; these defaults are OpenAI's."""
+
+    temperature: float = 1.0
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
     """What the front needs to know of a served model, read from its checkpoint without loading weights."""
 
@@ -171,6 +185,7 @@ class ModelInfo:
     created: int = field(default=0)  # unix seconds
     max_prompt_tokens: int | None = None  # of what the model could take, the most that the server's settings allow
     max_output_tokens: int | None = None
+    sampling_defaults: SamplingDefaults = SamplingDefaults()
 
 
 class Generator(Protocol):

@@ -19,16 +19,11 @@ MAX_BIASES = 1024
 MAX_ALLOWED = 65536
 MAX_VARIABLES = 32  # for a chat template
 LOWEST_TEMPERATURE = 1e-5  # logits divided by less overflow fp32; the likeliest token is all that is left there
-LOWEST_TOP_P = 1e-9  # keeps the likeliest token alone, as 0 asks for
 _OTHERS = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template")
 
 
 def _greedy_or_warm(temperature: float) -> float:
     return temperature if temperature >= LOWEST_TEMPERATURE else 0.0
-
-
-def _some_stay(top_p: float) -> float:
-    return top_p or LOWEST_TOP_P
 
 
 def _not_zero(count: int) -> int:
@@ -125,7 +120,6 @@ Prompt: TypeAlias = Annotated[
 
 _Words: TypeAlias = list[Annotated[str, Field(min_length=1, max_length=256)]]
 Temperature: TypeAlias = Annotated[float, Field(ge=0, le=2), AfterValidator(_greedy_or_warm)]
-TopP: TypeAlias = Annotated[float, Field(ge=0, le=1), AfterValidator(_some_stay)]
 Penalty: TypeAlias = Annotated[float, Field(ge=-2, le=2)]
 Repetition: TypeAlias = Annotated[float, Field(ge=0.01, le=10)]  # logits divided by next to nothing overflow
 TopK: TypeAlias = Annotated[Integer, Field(ge=-1, lt=2**31)]  # -1 and 0 are off

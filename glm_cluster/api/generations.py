@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from typing import TypeVar
 
 from glm_cluster.api.openai import GenerationBody
 from glm_cluster.api.reading import Reading
@@ -20,6 +21,7 @@ _NO_SEED = -1  # vLLM's; other seeds below 0 stand for the one that has their la
 MAX_PROMPT_LIKELIHOODS = 1 << 16  # of one request: what telling more of prompts would come to is megabytes
 
 Ids = tuple[int, ...]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,17 +135,18 @@ def _sampling(
         raise InvalidRequest(
             f"min_tokens: {request.min_tokens} is more than the {max_tokens} that may come", param="min_tokens"
         )
-    allowed = request.allowed_token_ids
+    allowed, defaults = request.allowed_token_ids, info.sampling_defaults
+    top_k = _asked(request.top_k, defaults.top_k)
     return SamplingParams(
         max_tokens=max_tokens,
         min_tokens=request.min_tokens,
-        temperature=request.temperature,
-        top_k=request.top_k if request.top_k is not None and request.top_k > 0 else None,
-        top_p=request.top_p,
-        min_p=request.min_p,
+        temperature=_asked(request.temperature, defaults.temperature),
+        top_k=top_k if top_k is not None and top_k > 0 else None,
+        top_p=_asked(request.top_p, defaults.top_p),
+        min_p=_asked(request.min_p, defaults.min_p),
         presence_penalty=request.presence_penalty,
         frequency_penalty=request.frequency_penalty,
-        repetition_penalty=request.repetition_penalty,
+        repetition_penalty=_asked(request.repetition_penalty, defaults.repetition_penalty),
         logit_bias=tuple(request.logit_bias.items()),
         allowed_token_ids=None if allowed is None else tuple(dict.fromkeys(allowed)),
         bad_words=bad_words,
@@ -151,6 +154,10 @@ def _sampling(
         logprobs=request.num_logprobs,
         prompt_logprobs=prompt_logprobs,
     )
+
+
+def _asked(value: T | None, default: T) -> T:
+    return default if value is None else value
 
 
 def _kept(info: ModelInfo, request: GenerationBody, prompt: Prompt) -> Prompt:

@@ -27,7 +27,6 @@ from glm_cluster.api.fields import (
     Stops,
     Temperature,
     TopK,
-    TopP,
     Variables,
 )
 from glm_cluster.api.moot import CHAT, COMPLETION, MESSAGE, STREAM_OPTIONS, Moot
@@ -118,14 +117,15 @@ class GenerationBody(StructuredBody):
     n: Annotated[Integer, Field(ge=1, le=128)] = 1
     max_tokens: Count | None = None
     min_tokens: Index = 0
-    temperature: Temperature = 1.0
-    top_p: TopP | None = None
+    # None here, and in the four more that checkpoints have defaults for: the model's own way.
+    temperature: Temperature | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: TopK | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Seed | None = None
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
-    repetition_penalty: Repetition = 1.0
+    repetition_penalty: Repetition | None = None
     logit_bias: Biases = Field(default={})
     allowed_token_ids: Allowed | None = None
     bad_words: BadWords = Field(default=[])

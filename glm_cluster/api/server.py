@@ -7,7 +7,7 @@ stranger should not read: no paths, no addresses, no keys.
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from glm_cluster.records import ModelInfo, Quantization, ReplicaLoad, Task
+from glm_cluster.records import ModelInfo, Quantization, ReplicaLoad, SamplingDefaults, Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +62,7 @@ class ServedInfo:
     max_model_len: int
     labels: Sequence[str]  # of a classifier, in the order of its scores
     engine: EngineFacts
+    sampling_defaults: SamplingDefaults | None  # of a model that generates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +92,7 @@ class Server:
                 max_model_len=info.max_model_len,
                 labels=info.labels,
                 engine=self.engines[info.name],
+                sampling_defaults=info.sampling_defaults if info.task == "generate" else None,
             )
             for info in infos
         ]

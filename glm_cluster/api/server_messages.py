@@ -55,12 +55,14 @@ def server_info_message(info: ServerInfo) -> glm_pb2.ServerInfo:
 
 
 def _served(model: ServedInfo) -> glm_pb2.ServedModel:
+    sampling = model.sampling_defaults
     return glm_pb2.ServedModel(
         id=model.id,
         task=TASKS[model.task],
         max_model_len=model.max_model_len,
         labels=model.labels,
         engine=glm_pb2.Engine(**asdict(model.engine)),
+        sampling_defaults=None if sampling is None else glm_pb2.SamplingDefaults(**asdict(sampling)),
     )
 
 

@@ -27,6 +27,7 @@ from glm_cluster.deploy.meters import RayMeters
 from glm_cluster.deploy.pool import PoolClient
 from glm_cluster.deploy.relay import Relay
 from glm_cluster.model.config import GlmConfig
+from glm_cluster.model.generation.sampling_defaults import sampling_defaults
 from glm_cluster.records import ModelInfo, ReplicaLoad
 
 if TYPE_CHECKING:
@@ -269,7 +270,7 @@ def _dtype(asked: DtypeName, stored: GlmConfig) -> str:
 
 
 def model_info(model: ModelConfig, stored: GlmConfig, *, created: int) -> ModelInfo:
-    """What the front must know of the model, from its config.json alone."""
+    """What the front must know of the model, from its config.json and, where it has one, generation_config.json."""
     classifies = model.engine.task in ("classify", "classify-tokens")
     return ModelInfo(
         name=model.name,
@@ -281,4 +282,5 @@ def model_info(model: ModelConfig, stored: GlmConfig, *, created: int) -> ModelI
         problem_type=stored.problem_type if model.engine.task == "classify" else None,
         pad_token_id=stored.pad_token_id,
         created=created,
+        sampling_defaults=sampling_defaults(model),
     )

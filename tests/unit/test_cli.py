@@ -17,9 +17,9 @@ from glm_cluster.cli import build_parser, main
 from glm_cluster.config import ClusterConfig, EngineConfig
 from glm_cluster.deploy.files import IMPORT_PATH, ServeFile
 from glm_cluster.deploy.local import Endpoints
-from glm_cluster.errors import ConfigError
+from glm_cluster.errors import CheckpointError, ConfigError
 from glm_cluster.keys import find_key, read_keys
-from glm_cluster.launch import check_access, greeting, serve_args
+from glm_cluster.launch import check_access, greeting, serve_args, with_room
 from glm_cluster.model.checkpoints.demo import default_directory
 from glm_cluster.model.checkpoints.recipes import load_recipe, recipe_names
 from glm_cluster.preflight import GIB, Gpu
@@ -28,7 +28,7 @@ COMMANDS = ("serve", "generate", "chat", "keys", "models", "verify", "convert", 
 FLAGS = {
     "serve": {"--model", "--tp", "--replicas", "--host", "--port", "--grpc-port", "--dtype", "--device", "--config"}
     | {"--task", "--max-model-len", "--speculative-tokens", "--quantization", "--api-keys", "--usage-log"}
-    | {"--allowed-origin"},
+    | {"--allowed-origin", "--sampling-defaults"},
     "generate": {
         "--model",
         "--prompt",
@@ -234,6 +234,21 @@ def test_int8_is_a_flag_and_a_setting() -> None:
     for given, expected in (([], "int8"), (["--quantization", "none"], "none")):
         (model,) = ClusterConfig.from_mapping(serve_args(parse("serve", *given), file)).models
         assert model.engine.quantization == expected
+
+
+def test_sampling_defaults_are_a_flag_and_a_setting() -> None:
+    file = ServeFile(args={"model": "/m", "sampling_defaults": "openai"})
+    for given, expected in (([], "openai"), (["--sampling-defaults", "model"], "model")):
+        (model,) = ClusterConfig.from_mapping(serve_args(parse("serve", *given), file)).models
+        assert model.sampling_defaults == expected
+
+
+def test_sampling_defaults_that_cannot_be_are_refused_before_anything_starts(checkpoint: Path) -> None:
+    (checkpoint / "generation_config.json").write_text('{"top_p": 8}')
+    settings = {"model": str(checkpoint), "device": "cpu"}
+    with pytest.raises(CheckpointError, match=r"generation_config\.json: top_p must be"):
+        with_room(ClusterConfig.from_mapping(settings))
+    assert with_room(ClusterConfig.from_mapping({**settings, "sampling_defaults": "openai"}))
 
 
 def _help(command: str) -> str:

@@ -18,6 +18,12 @@ def test_defaults_need_only_a_model() -> None:
     assert (model.min_replicas, model.max_replicas) == (1, 1)
 
 
+def test_each_model_says_whose_sampling_it_has() -> None:
+    models = [{"model": "m"}, {"model": "n", "sampling_defaults": "openai"}]
+    config = ClusterConfig.from_mapping({"models": models})
+    assert [model.sampling_defaults for model in config.models] == ["model", "openai"]
+
+
 def test_a_flat_mapping_reaches_every_level() -> None:
     config = ClusterConfig.from_mapping(
         {"model": "m", "tp": 2, "task": "embed", "model_name": "glm", "max_replicas": 3, "num_ingresses": 2}
@@ -89,6 +95,8 @@ def test_configs_are_frozen() -> None:
         ({"model": "m", "placement": "pack"}, "placement"),
         ({"model": "m", "tool_parser": "glm"}, "tool_parser"),
         ({"model": "m", "reasoning_parser": True}, "reasoning_parser"),
+        ({"model": "m", "sampling_defaults": "vllm"}, "sampling_defaults must be one of model, openai"),
+        ({"model": "m", "sampling_defaults": None}, "sampling_defaults"),
         ({"model": "m", "upscale_delay_s": -1}, "upscale_delay_s"),
         ({"model": "m", "downscale_delay_s": math.inf}, "downscale_delay_s"),
         ({"model": "m", "cpus_per_rank": "1"}, "cpus_per_rank"),

@@ -758,18 +758,34 @@ class Versions(_message.Message):
     def __init__(self, glm_cluster: _Optional[str] = ..., python: _Optional[str] = ..., torch: _Optional[str] = ..., ray: _Optional[str] = ...) -> None: ...
 
 class ServedModel(_message.Message):
-    __slots__ = ("id", "task", "max_model_len", "labels", "engine")
+    __slots__ = ("id", "task", "max_model_len", "labels", "engine", "sampling_defaults")
     ID_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_DEFAULTS_FIELD_NUMBER: _ClassVar[int]
     id: str
     task: Task
     max_model_len: int
     labels: _containers.RepeatedScalarFieldContainer[str]
     engine: Engine
-    def __init__(self, id: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., max_model_len: _Optional[int] = ..., labels: _Optional[_Iterable[str]] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ...) -> None: ...
+    sampling_defaults: SamplingDefaults
+    def __init__(self, id: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., max_model_len: _Optional[int] = ..., labels: _Optional[_Iterable[str]] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ..., sampling_defaults: _Optional[_Union[SamplingDefaults, _Mapping]] = ...) -> None: ...
+
+class SamplingDefaults(_message.Message):
+    __slots__ = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    MIN_P_FIELD_NUMBER: _ClassVar[int]
+    REPETITION_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ...) -> None: ...
 
 class Engine(_message.Message):
     __slots__ = ("dtype", "device", "quantization", "tensor_parallel_size", "min_replicas", "max_replicas", "max_running", "max_waiting", "speculative_tokens")

@@ -79,7 +79,7 @@ def test_the_longest_lists_are_taken():
     ("kind", "fields", "words"),
     [
         (EmbeddingRequest, {"dimensions": 8}, "unsupported fields: dimensions"),
-        (EmbeddingRequest, {"user": "me"}, "unsupported fields: user"),
+        (EmbeddingRequest, {"user": ""}, "user: "),
         (EmbeddingRequest, {"truncate": True}, "unsupported fields: truncate"),
         (EmbeddingRequest, {"raw_scores": True}, "unsupported fields: raw_scores"),
         (EmbeddingRequest, {"encoding_format": "int8"}, "encoding_format: "),

@@ -13,7 +13,7 @@ from glm_cluster.api.http import build_http_app
 from glm_cluster.api.proto import glm_pb2
 from glm_cluster.api.service import Service
 from glm_cluster.metrics import NoMeters
-from glm_cluster.records import ReplicaLoad
+from glm_cluster.records import ReplicaLoad, SamplingDefaults
 
 
 def broken(state):
@@ -34,7 +34,9 @@ async def test_server_info_is_alike(http, stub, service):
         "max_model_len": 50,
         "labels": ["a", "b", "c"],
         "engine": asdict(FACTS),
+        "sampling_defaults": None,
     }
+    assert over_http["models"][0]["sampling_defaults"] == asdict(SamplingDefaults())
     info = await stub.GetServerInfo(glm_pb2.GetServerInfoRequest())
     message = MessageToDict(info, preserving_proto_field_name=True)
     assert message["versions"] == over_http["versions"]
@@ -46,7 +48,12 @@ async def test_server_info_is_alike(http, stub, service):
             theirs.pop("labels"),
             theirs.pop("max_model_len"),
         )
+        assert ours.pop("sampling_defaults", None) == _given(theirs.pop("sampling_defaults"))
         assert ours == theirs
+
+
+def _given(values):
+    return values and {name: value for name, value in values.items() if value is not None}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,7 @@ from glm_cluster.config import ModelConfig
 from glm_cluster.deploy.ingress import engine_facts, model_info
 from glm_cluster.deploy.replica import probe_request
 from glm_cluster.model.config import GlmConfig
-from glm_cluster.records import EncodeRequest, GenerationRequest, Task
+from glm_cluster.records import EncodeRequest, GenerationRequest, SamplingDefaults, Task
 
 STORED = GlmConfig.from_mapping(
     {
@@ -45,6 +46,15 @@ def test_labels_are_a_classifiers(task: Task, labels: tuple[str, ...], problem_t
 @pytest.mark.parametrize(("asked", "limit"), [(None, 100), (60, 60), (1000, 100)])
 def test_the_length_is_the_smaller_of_what_is_asked_and_what_the_model_can(asked: int | None, limit: int):
     assert model_info(_model("embed", max_model_len=asked), STORED, created=0).max_model_len == limit
+
+
+@pytest.mark.parametrize(
+    ("changes", "temperature"), [({}, 0.5), ({"sampling_defaults": "openai"}, 1.0), ({"task": "embed"}, 1.0)]
+)
+def test_sampling_is_as_the_checkpoint_says(tmp_path: Path, changes: dict[str, str], temperature: float):
+    (tmp_path / "generation_config.json").write_text('{"temperature": 0.5}')
+    model = ModelConfig.from_mapping({"model": str(tmp_path), **changes})
+    assert model_info(model, STORED, created=0).sampling_defaults == SamplingDefaults(temperature=temperature)
 
 
 @pytest.mark.parametrize("task", ["classify", "classify-tokens", "embed"])

@@ -49,7 +49,13 @@ def test_frequencies_follow_the_softmax(temperature: float) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"top_k": 3}, {"top_p": 0.8}, {"min_p": 0.2}, {"top_k": 4, "top_p": 0.9, "min_p": 0.1, "temperature": 1.3}],
+    [
+        {"top_k": 3},
+        {"top_p": 0.8},
+        {"top_p": 0.0},
+        {"min_p": 0.2},
+        {"top_k": 4, "top_p": 0.9, "min_p": 0.1, "temperature": 1.3},
+    ],
     ids=str,
 )
 def test_filters_keep_what_hf_keeps(changes: dict[str, float]) -> None:
