@@ -219,6 +219,10 @@ async def test_what_cannot_be_kept_is_refused_by_its_field(http: httpx.AsyncClie
         response = await http.post("/v1/chat/completions", json=body)
         assert response.status_code == 400
         assert response.json()["error"]["param"] == field
+    del function["strict"], bad_form["json_schema"]["strict"]
+    for more in ({"tool_choice": "required"}, {"response_format": bad_form}):
+        loose = {"model": model, "messages": [USER], "tools": bad_tools, "max_tokens": 5, **more}
+        assert (await http.post("/v1/chat/completions", json=loose)).status_code == 200
 
 
 @pytest.mark.parametrize("model", TEMPLATES)
