@@ -47,10 +47,14 @@ class GrammarDesk:
         """What `work` returns, which looks schemas over; it is not begun if nobody waits for it any more."""
         if self._workshop.num_wanted >= MAX_QUEUED:
             raise _overloaded(param)
+        job = asyncio.wrap_future(self._workshop.run(work))
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(self._workshop.run(work)), self._patience_s)
-        except TimeoutError:
-            raise _overloaded(param) from None
+            done, _ = await asyncio.wait([job], timeout=self._patience_s)
+        finally:
+            job.cancel()
+        if not done or job.cancelled():
+            raise _overloaded(param)
+        return job.result()
 
     def close(self) -> None:
         """End the thread once it has finished what it is doing."""
