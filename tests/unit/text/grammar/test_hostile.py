@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.hostile_grammars import BOUNDED, REFUSED
+from support.odd_schemas import odd_schemas
 
 from glm_cluster.errors import GlmError, InvalidRequest
 from glm_cluster.records import Grammar, GrammarKind
@@ -32,20 +33,10 @@ def test_is_refused(name: str, vocabulary: Vocabulary) -> None:
 
 
 KINDS: tuple[GrammarKind, ...] = ("json_schema", "loose_schema")
-KEYWORDS = st.sampled_from(
-    ["type", "properties", "patternProperties", "items", "prefixItems", "enum", "const", "pattern", "required", "$ref",
-     "$defs", "anyOf", "allOf", "oneOf", "minimum", "maxLength", "minItems", "additionalProperties", "format",
-     "uniqueItems", "multipleOf", "x-guidance", "a", "propertyNames", "$schema", "$id", "minItems", "minimum"]
-)  # fmt: skip
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["object", "string", "(", "#", "\ud800"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYWORDS, inner, max_size=4),
-    max_leaves=12,
-)
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.dictionaries(KEYWORDS, VALUES, max_size=5), st.booleans())
+@given(odd_schemas("\ud800", float("nan"), float("inf")), st.booleans())
 def test_whatever_is_called_a_schema_is_followed_or_refused(schema: dict[str, object], is_ascii: bool) -> None:
     for kind in KINDS:
         _compile_or_refuse(Grammar(kind, json.dumps(schema, ensure_ascii=is_ascii)))

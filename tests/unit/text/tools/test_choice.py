@@ -9,6 +9,9 @@ from typing import Any
 import jsonschema
 import llguidance
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.odd_schemas import odd_schemas
 from support.random_author import random_output
 
 from glm_cluster.errors import InvalidRequest
@@ -531,6 +534,16 @@ def test_a_string_with_a_pattern_that_cannot_be_followed_names_it() -> None:
     parameters = {"properties": {"a": {"type": "string", "pattern": "^(?!x)a$"}}}
     with pytest.raises(InvalidRequest, match=r"^tools: strict: the pattern '\^\(\?!x\)a\$' .*send strict: false"):
         forced_calls([Tool(name="f", parameters=parameters, strict=True)], "glm47", (), parallel=False)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(odd_schemas("(?=a)", "^a", "#/$defs/a"), st.sampled_from(["glm4", "glm47"]))
+def test_no_schema_of_a_tool_that_is_not_strict_is_refused(asked: dict[str, Any], family: Family) -> None:
+    inside = {"properties": {"v": asked}, "required": ["v"], "$defs": {"a": {"type": "integer"}}}
+    properties = asked.get("properties")
+    outside = {**asked, "type": "object", "properties": properties if isinstance(properties, dict) else {}}
+    for parameters in (inside, outside):
+        Matcher.compile(forced_calls([Tool(name="f", parameters=parameters)], family, (), parallel=False), BYTES)
 
 
 def fault_of(lines: list[str]) -> str:
