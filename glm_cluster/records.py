@@ -56,8 +56,9 @@ class SamplingParams:
     grammar: "Grammar | None" = None
 
 
-GrammarKind: TypeAlias = Literal["json", "json_schema", "regex", "choice", "lark"]
-"""json: any JSON object; choice: a JSON list of strings, one of which is the text; lark: a context-free grammar."""
+GrammarKind: TypeAlias = Literal["json", "json_schema", "loose_schema", "regex", "choice", "lark"]
+"""json: any JSON object; json_schema: all that a schema says; loose_schema: what can be kept of it; choice: a JSON list
+of strings, one of which is the text; lark: a context-free grammar."""
 
 
 @dataclass(frozen=True, slots=True)

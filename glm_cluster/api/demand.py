@@ -77,6 +77,6 @@ def _either(form: Held, calls: Grammar) -> Held:
     """The form or calls. Where a form may begin as a call does, it is a call if all of it reads as one."""
     grammar = replace(form.grammar, instead=calls.source)
     ((_, field),) = form.parts
-    certain = grammar.opens_line or grammar.kind in ("json", "json_schema")
+    certain = grammar.opens_line or grammar.kind in ("json", "json_schema", "loose_schema")
     parts = (*form.parts, (calls, "tools"), (grammar, field))
     return Held(grammar=grammar, parts=parts, certain=certain, at_once=True)

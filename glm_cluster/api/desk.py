@@ -4,12 +4,15 @@ Knows how long somebody may wait. What is wrong with a grammar is its sentence; 
 """
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import TypeVar
 
 from glm_cluster.errors import InvalidRequest, Overloaded
 from glm_cluster.records import Grammar
 from glm_cluster.text.grammar.vocabulary import Vocabulary
 from glm_cluster.text.grammar.workshop import Workshop
+
+T = TypeVar("T")
 
 PATIENCE_S = 10.0  # one takes a second at worst
 MAX_QUEUED = 64  # grammars that somebody waits for
@@ -39,6 +42,19 @@ class GrammarDesk:
             raise InvalidRequest(f"{param}: {error.message}", param=param)
         if error is not None:
             raise error
+
+    async def write(self, work: Callable[[], T], param: str) -> T:
+        """What `work` returns, which looks schemas over; it is not begun if nobody waits for it any more."""
+        if self._workshop.num_wanted >= MAX_QUEUED:
+            raise _overloaded(param)
+        job = asyncio.wrap_future(self._workshop.run(work))
+        try:
+            done, _ = await asyncio.wait([job], timeout=self._patience_s)
+        finally:
+            job.cancel()
+        if not done or job.cancelled():
+            raise _overloaded(param)
+        return job.result()
 
     def close(self) -> None:
         """End the thread once it has finished what it is doing."""

@@ -135,7 +135,11 @@ class Service:
         if request.continues_answer and thinking == "before":
             thinking = "after"  # an answer that has begun is past its reasoning
         state = thinking if speech.thinks else None
-        held = held_output(request, speech, specials, thinking=state, opens_line=opens_line)
+        held = await _held(
+            model,
+            request,
+            lambda: held_output(request, speech, specials, thinking=state, opens_line=opens_line),
+        )
         reading = Reading(
             dialect=speech,
             tools=speech.understood(request.offered),
@@ -258,6 +262,14 @@ async def _prepared(
         reading=reading if reading is not None and reading.is_needed else None,
         user=request.asker,
     )
+
+
+async def _held(model: ServedModel, request: ChatCompletionRequest, write: Callable[[], Held | None]) -> Held | None:
+    """What the output is held to, written where grammars are compiled if schemas of tools have a part in it."""
+    has_part = request.is_held or any(tool.strict for tool in request.offered)
+    if model.desk is None or not request.offered or not has_part:
+        return write()
+    return await model.desk.write(write, "tools")
 
 
 async def _grammar(model: ServedModel, held: Held) -> Grammar:

@@ -30,7 +30,7 @@ JsonSchema: TypeAlias = Annotated[str, BeforeValidator(_source), WithJsonSchema(
 
 
 class JsonSchemaFormat(Schema):
-    """OpenAI's wrapping of a schema. An answer is held to it, strict or not."""
+    """OpenAI's wrapping of a schema. An answer is held to all of it if strict, else to what can be kept of it."""
 
     name: Annotated[str, Field(pattern="^[a-zA-Z0-9_-]{1,64}$")]
     definition: JsonSchema = Field(alias="schema")
@@ -54,7 +54,7 @@ class ResponseFormat(Schema):
     def grammar(self) -> Grammar | None:
         """What the answer must match; None where it may be any text."""
         if self.json_schema is not None:
-            return Grammar("json_schema", self.json_schema.definition)
+            return Grammar("json_schema" if self.json_schema.strict else "loose_schema", self.json_schema.definition)
         return Grammar("json", "") if self.type == "json_object" else None
 
 

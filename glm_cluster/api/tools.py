@@ -33,9 +33,9 @@ def _bounded(parameters: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("Input should have finite numbers only") from error
     if num_bytes > MAX_PARAMETERS_BYTES:
         raise ValueError(f"Input should have at most {MAX_PARAMETERS_BYTES} bytes as JSON")
-    if parameters.get("type", "object") != "object":
+    if parameters.get("type") not in ("object", None):
         raise ValueError('Input should be the schema of an object: {"type": "object", "properties": ...}')
-    if not isinstance(parameters.get("properties", {}), dict):
+    if not isinstance(parameters.get("properties"), dict | None):
         raise ValueError("properties should be an object")
     return parameters
 

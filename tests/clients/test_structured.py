@@ -73,7 +73,7 @@ def test_every_kind_over_both_wires(client: openai.OpenAI, cluster: RunningClust
 
 
 def test_what_cannot_be_enforced_is_refused(client: openai.OpenAI, question):
-    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"uniqueItems": True}}}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"uniqueItems": True}, "strict": True}}
     with pytest.raises(openai.BadRequestError, match="uniqueItems") as caught:
         client.chat.completions.create(model="demo", messages=question, response_format=form)
     assert caught.value.param == "response_format"

@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import llguidance
+
 from glm_cluster.errors import InvalidRequest
 
 SOURCE_BYTES = 64 << 10
@@ -14,6 +16,15 @@ REGEX_BYTES = 4 << 10
 SCHEMA_DEPTH = 64
 SCHEMA_NODES = 8192
 CHOICES = 1024
+LIBRARY = llguidance.LLParserLimits(  # a lexer state takes 1 to 2 kB, and a matcher has its own
+    max_items_in_row=8_000,
+    initial_lexer_fuel=1_000_000,
+    step_lexer_fuel=400_000,
+    step_max_items=100_000,
+    max_lexer_states=20_000,
+    max_grammar_size=100_000,
+    verbose_errors=False,
+)
 
 
 def check_source(source: str) -> None:

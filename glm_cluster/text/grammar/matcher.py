@@ -12,22 +12,14 @@ from numpy.typing import NDArray
 
 from glm_cluster.errors import GlmError, InternalError, InvalidRequest
 from glm_cluster.records import Grammar
-from glm_cluster.text.grammar.source import library_source
+from glm_cluster.text.grammar import limits
+from glm_cluster.text.grammar.schema import sentence
+from glm_cluster.text.grammar.source import advice, library_source
 from glm_cluster.text.grammar.vocabulary import Vocabulary
 
 Mask: TypeAlias = NDArray[np.int32]
 """A bit for each id: bit v % 32 of word v // 32 says whether v may come."""
 
-# Units of the library. A lexer state takes 1 to 2 kB, and a matcher has its own.
-_LIMITS = llguidance.LLParserLimits(
-    max_items_in_row=8_000,
-    initial_lexer_fuel=1_000_000,
-    step_lexer_fuel=400_000,
-    step_max_items=100_000,
-    max_lexer_states=20_000,
-    max_grammar_size=100_000,
-    verbose_errors=False,
-)
 _BESIDE = "doesn't satisfy the grammar"  # the library's words for a token that may not come
 
 
@@ -42,9 +34,9 @@ class Matcher:
     @classmethod
     def compile(cls, grammar: Grammar, vocabulary: Vocabulary) -> "Matcher":
         """At the start of an output; InvalidRequest if the grammar is none, is too complex, or matches nothing."""
-        state = llguidance.LLMatcher(vocabulary.library, library_source(grammar), log_level=0, limits=_LIMITS)
+        state = llguidance.LLMatcher(vocabulary.library, library_source(grammar), log_level=0, limits=limits.LIBRARY)
         if state.is_error():
-            raise InvalidRequest(_sentence(state.get_error()))
+            raise InvalidRequest(sentence(state.get_error()) + advice(grammar))
         matcher = cls(state, vocabulary.num_words)
         try:
             matcher.fork().allowed()  # what goes wrong at once goes wrong here
@@ -81,12 +73,7 @@ class Matcher:
         """Why the output cannot go on: the grammar's fault, unless a token came that it had not let through."""
         error = self._state.get_error()
         if _BESIDE in error:
-            return InternalError(f"the output left its grammar: {_sentence(error)}")
+            return InternalError(f"the output left its grammar: {sentence(error)}")
         return InvalidRequest(
-            f"the grammar cannot be followed after {self.num_taken} tokens ({_sentence(error)}); make it simpler"
+            f"the grammar cannot be followed after {self.num_taken} tokens ({sentence(error)}); make it simpler"
         )
-
-
-def _sentence(error: str) -> str:
-    """The library's words, short of the state that it adds."""
-    return " ".join(error.partition("<non-verbose/>")[0].partition("<backtrace>")[0].split())[:300]

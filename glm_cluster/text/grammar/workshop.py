@@ -55,6 +55,10 @@ class Workshop:
                 found.add_done_callback(self._forget)
             return found
 
+    def run(self, work: Callable[[], _Answer]) -> "Future[_Answer]":
+        """What `work` returns, from the thread that compiles."""
+        return self._thread.submit(work)
+
     def leave(self, wanted: Future[Matcher]) -> None:
         """Take back that one wanted this. What nobody wants any more is not begun."""
         with self._lock:

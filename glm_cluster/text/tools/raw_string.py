@@ -10,6 +10,7 @@ import llguidance
 
 from glm_cluster.errors import InvalidRequest
 from glm_cluster.text.grammar.limits import check_regex
+from glm_cluster.text.grammar.schema import ADVICE, grammar_fault
 
 MOST_COUNTED = 4096  # characters; counting on takes a state for each
 _ASCII = "d"  # `\d` is 0-9 to whoever reads the answer
@@ -56,4 +57,7 @@ def _pattern(pattern: str) -> str:
     starts, ends = pattern.startswith("^"), pattern.endswith("$") and not pattern.endswith("\\$")
     inner = pattern[starts : len(pattern) - ends]
     regex = f"{'' if starts else '(?s:.*)'}(?:{inner}){'' if ends else '(?s:.*)'}"
-    return f"/{llguidance.regex_to_lark(regex, _ASCII)}/"
+    terminal = f"/{llguidance.regex_to_lark(regex, _ASCII)}/"
+    if why := grammar_fault({"lark_grammar": f"start: {terminal}\n"}):
+        raise InvalidRequest(f"tools: strict: the pattern {pattern!r} cannot be kept ({why}); {ADVICE}", param="tools")
+    return terminal

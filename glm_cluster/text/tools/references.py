@@ -1,15 +1,15 @@
 """A part of a schema as a document of its own, in which every reference still means what it meant.
 
-Knows where schemas stand within a schema. Refuses to know what a reference leads to.
+Knows how references are written. Refuses to know what one leads to.
 """
 
 from collections.abc import Iterator, Mapping
 from itertools import count
 from typing import Any
 
+from glm_cluster.text.grammar.places import rewritten, schemas
+
 _DEFINITIONS = ("$defs", "definitions")  # that a document of each part has at the same place
-_NO_SCHEMAS = {"const", "enum", "default", "examples"}
-_BY_NAME = {"properties", "patternProperties", "dependentSchemas", *_DEFINITIONS}  # names there are no keywords
 
 
 class Parts:
@@ -45,34 +45,18 @@ class Parts:
 
 def _references(schema: object) -> Iterator[str]:
     """Those of a schema and of the schemas within it."""
-    if isinstance(schema, list):
-        for one in schema:
-            yield from _references(one)
-    elif isinstance(schema, Mapping):
-        if isinstance(reference := schema.get("$ref"), str):
-            yield reference
-        for key, value in schema.items():
-            if key in _BY_NAME and isinstance(value, Mapping):
-                yield from _references(list(value.values()))
-            elif key not in _NO_SCHEMAS:
-                yield from _references(value)
+    return (reference for one in schemas(schema) if isinstance(reference := one.get("$ref"), str))
 
 
-def _moved(schema: Any, place: str) -> Any:
+def _moved(schema: Mapping[str, Any], place: str) -> dict[str, Any]:
     """The same where the root stands at `place`."""
-    if isinstance(schema, list):
-        return [_moved(one, place) for one in schema]
-    if not isinstance(schema, Mapping):
-        return schema
-    moved: dict[str, Any] = {}
-    for key, value in schema.items():
-        if key == "$ref" and isinstance(value, str):
-            moved[key] = _new_place(value, place)
-        elif key in _BY_NAME and isinstance(value, Mapping):
-            moved[key] = {name: _moved(one, place) for name, one in value.items()}
-        else:
-            moved[key] = value if key in _NO_SCHEMAS else _moved(value, place)
-    return moved
+
+    def moved(one: Mapping[str, Any]) -> Mapping[str, Any]:
+        reference = one.get("$ref")
+        return {**one, "$ref": _new_place(reference, place)} if isinstance(reference, str) else one
+
+    made: dict[str, Any] = rewritten(schema, moved)
+    return made
 
 
 def _new_place(reference: str, place: str) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from glm_cluster.errors import InvalidRequest
+from glm_cluster.text.grammar.cleaning import cleaned
+from glm_cluster.text.grammar.schema import ADVICE, fault, loosely, strictly
 from glm_cluster.text.tools import glm45
 from glm_cluster.text.tools.arguments import resolved, types_of_schema
 from glm_cluster.text.tools.raw_string import listed_strings, raw_string
@@ -25,17 +27,14 @@ _BODIES = {  # of GLM-4's All Tools
     ),
     "cogview": ANYTHING,
 }
-_ONE_WAY = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # as models write JSON
-_STRICT = {"lenient": False, "coerce_one_of": False}  # refuse what cannot be enforced
-_LENIENT = {"lenient": True, "coerce_one_of": True}
-
 _MAY_ADD = {"$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas", "patternProperties"}  # more properties
 
 
-def glm4_rules(index: int, tool: Tool) -> list[str]:
+def glm4_rules(index: int, tool: Tool) -> Iterator[str]:
     """The rules of `call_{index}`: the name's line, and all of the arguments' body."""
-    body = _BODIES[tool.name] if tool.built_in else _json(_call_schema(tool), tool)
-    return [f"call_{index}: {quoted(tool.name + chr(10))} body_{index}", f"body_{index}: {body}"]
+    yield f"call_{index}: {quoted(tool.name + chr(10))} body_{index}"
+    body = _BODIES[tool.name] if tool.built_in else _json(_call_schema(tool), tool, {"type": "object"})
+    yield f"body_{index}: {body}"
 
 
 def tagged_rules(index: int, tool: Tool, line_break: str, specials: Collection[str]) -> Iterator[str]:
@@ -83,7 +82,7 @@ class _Tagged:
                 yield from self._string(f"value_{id}", self._string_schema(name, value))
             else:
                 yield f"value_{id}: value_{id}_json {self._sequence(_VALUE_END)}"
-                yield f"value_{id}_json: {_json(parts.document(value), self._tool)}"
+                yield f"value_{id}_json: {_json(parts.document(value), self._tool, {})}"
 
     def _string(self, rule: str, schema: object) -> Iterator[str]:
         """A string and its closing tag. It is written as it is, so that its tag alone ends it."""
@@ -106,7 +105,7 @@ class _Tagged:
 
 def _call_schema(tool: Tool) -> dict[str, Any]:
     """The schema of a tool's arguments. A call names no argument that the schema does not."""
-    schema = dict(tool.schema)
+    schema = {"type": "object", **cleaned(tool.schema)}
     if not tool.parameters and not tool.built_in:
         schema["properties"] = {}
     if "properties" in schema and schema.keys().isdisjoint(_MAY_ADD):
@@ -114,10 +113,24 @@ def _call_schema(tool: Tool) -> dict[str, Any]:
     return schema
 
 
-def _json(schema: Mapping[str, Any], tool: Tool) -> str:
-    """What spells a value of a schema."""
-    options = _ONE_WAY | (_STRICT if tool.strict else _LENIENT)
-    return f"%json {json.dumps({**schema, 'x-guidance': options})}"
+def _json(schema: Mapping[str, Any], tool: Tool, at_worst: Mapping[str, Any]) -> str:
+    """What spells a value of a schema; of one that no engine could follow, `at_worst`, unless the tool is strict."""
+    if tool.strict:
+        return f"%json {json.dumps(_strictly(schema, tool))}"
+    loose = loosely(schema)
+    return f"%json {json.dumps(loosely(at_worst) if fault(loose) else loose)}"
+
+
+def _strictly(schema: Mapping[str, Any], tool: Tool) -> dict[str, Any]:
+    try:
+        strict = strictly(schema)
+        why = fault(strict)
+    except InvalidRequest as error:
+        why = error.message
+    if why:
+        whose = f"what {tool.name!r} asks of its arguments"
+        raise InvalidRequest(f"tools: strict: {whose} cannot be kept ({why}); {ADVICE}", param="tools")
+    return strict
 
 
 def quoted(text: str) -> str:

@@ -82,6 +82,7 @@ def _check_keywords(schema: Mapping[str, Any], kept: set[str], whose: str, where
 def _refuse(keyword: str, whose: str, advice: str, where: str = "") -> NoReturn:
     place = f"{where} in {whose}" if where else f"of {whose}"
     raise InvalidRequest(
-        f"tools: strict: {keyword!r} {place} cannot be kept in calls as this model writes them; {advice}",
+        f"tools: strict: {keyword!r} {place} cannot be kept in calls as this model writes them; {advice}, "
+        "or send strict: false",
         param="tools",
     )

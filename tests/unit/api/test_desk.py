@@ -125,3 +125,44 @@ async def test_a_fault_is_told_with_its_field(desk, opened) -> None:
     with pytest.raises(InvalidRequest, match=r"^guided_regex: ") as refused:
         await desk.check(Grammar("regex", "("), "guided_regex")
     assert refused.value.param == "guided_regex"
+
+
+async def test_what_is_written_here_is_written_where_grammars_are_compiled(desk, opened) -> None:
+    opened.set()
+    assert await desk.write(threading.get_ident, "tools") not in (threading.get_ident(), None)
+
+    def refuses() -> None:
+        raise InvalidRequest("tools: no", param="tools")
+
+    with pytest.raises(InvalidRequest, match="tools: no"):
+        await desk.write(refuses, "tools")
+
+
+async def test_what_nobody_waits_for_any_more_is_not_written(desk, opened) -> None:
+    written: list[int] = []
+    gone = asyncio.create_task(desk.write(lambda: written.append(1), "tools"))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.gather(gone, return_exceptions=True)
+    opened.set()
+    await desk.write(lambda: written.append(2), "tools")
+    assert written == [2]
+
+
+async def test_nothing_is_written_for_whoever_waits_too_long_or_in_a_full_queue(desk, opened) -> None:
+    tasks = await checks(desk, *map(word, range(MAX_QUEUED)))
+    with pytest.raises(Overloaded) as refused:
+        await desk.write(list, "tools")
+    assert refused.value.param == "tools"
+    await give_up(tasks)
+    desk._patience_s = 0.0
+    with pytest.raises(Overloaded):
+        await desk.write(list, "tools")
+
+
+async def test_a_desk_that_closes_leaves_no_writer_waiting(desk, opened) -> None:
+    task = asyncio.create_task(desk.write(list, "tools"))
+    await asyncio.sleep(0)
+    desk.close()
+    with pytest.raises(Overloaded):
+        await task

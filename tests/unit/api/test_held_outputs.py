@@ -212,13 +212,17 @@ async def test_calls_of_a_strict_tool_keep_its_schema_after_any_text(
 async def test_what_cannot_be_kept_is_refused_by_its_field(http: httpx.AsyncClient, model: OwnTemplate) -> None:
     odd = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
     function = {"name": "a", "parameters": odd, "strict": True}
-    bad_form = {"type": "json_schema", "json_schema": {"name": "a", "schema": odd}}
+    bad_form = {"type": "json_schema", "json_schema": {"name": "a", "schema": odd, "strict": True}}
     bad_tools = [{"type": "function", "function": function}]
     for given, form, field in ((bad_tools, FORM, "tools"), (tools(), bad_form, "response_format")):
         body = {"model": model, "messages": [USER], "tools": given, "response_format": form}
         response = await http.post("/v1/chat/completions", json=body)
         assert response.status_code == 400
         assert response.json()["error"]["param"] == field
+    del function["strict"], bad_form["json_schema"]["strict"]
+    for more in ({"tool_choice": "required"}, {"response_format": bad_form}):
+        loose = {"model": model, "messages": [USER], "tools": bad_tools, "max_tokens": 5, **more}
+        assert (await http.post("/v1/chat/completions", json=loose)).status_code == 200
 
 
 @pytest.mark.parametrize("model", TEMPLATES)

@@ -284,6 +284,27 @@ async def test_a_strict_schema_that_cannot_be_kept_is_refused(http: httpx.AsyncC
         assert response.json()["error"]["param"] == "tools"
 
 
+@pytest.mark.parametrize("model", ["glm4", "glm45"])
+async def test_one_odd_schema_among_many_is_no_matter_unless_it_is_strict(
+    http: httpx.AsyncClient, script: Script, model: str
+) -> None:
+    """As servers of MCP send them: nulls for what is absent, patterns that look around, references to nowhere."""
+    script.text = TAGGED if model == "glm45" else CALL
+    functions = [{"name": f"f{index}", "parameters": WEATHER} for index in range(10)]
+    nulls = {"type": None, "properties": None, "required": None, "$schema": "https://json-schema.org/draft-07/schema"}
+    odd = {"type": "object", "properties": {"a": {"$ref": "#/nowhere"}, "b": {"pattern": "^(?!a)", "type": "string"}}}
+    functions += [{"name": "nulls", "parameters": nulls}, {"name": "odd", "parameters": odd}]
+    offered = [{"type": "function", "function": one} for one in functions]
+    body = chat(model, tools=[TOOL, *offered], tool_choice="required")
+    accepted = await http.post("/v1/chat/completions", json=body)
+    assert accepted.status_code == 200, accepted.text
+    functions[-1]["strict"] = True
+    response = await http.post("/v1/chat/completions", json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "tools"
+    assert "'odd'" in response.json()["error"]["message"]
+
+
 @pytest.mark.parametrize(("model", "text"), [("glm4", CALL), ("glm45", TAGGED)])
 async def test_demanded_arguments_come_as_they_are_written(
     http: httpx.AsyncClient, script: Script, model: str, text: str

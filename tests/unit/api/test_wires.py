@@ -223,12 +223,17 @@ async def test_openais_form_reaches_the_engine(http, echo):
 
 
 async def test_openais_form_is_refused_by_its_name(http, echo):
-    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"uniqueItems": True}}}
+    unkept = {"name": "x", "schema": {"uniqueItems": True}}
+    form = {"type": "json_schema", "json_schema": {**unkept, "strict": True}}
     status, message = await http_verdict(http, "/v1/chat/completions", CHAT | {"response_format": form})
     assert status == 400
     assert message.startswith("response_format: ")
     assert "uniqueItems" in message
     assert echo.seen == []
+    for strict in ({}, {"strict": False}, {"strict": None}):
+        loose = {"type": "json_schema", "json_schema": {**unkept, **strict}}
+        assert (await http.post("/v1/chat/completions", json=CHAT | {"response_format": loose})).status_code == 200
+    assert [one.sampling.grammar.kind for one in echo.seen] == ["loose_schema"] * 3
 
 
 @pytest.mark.parametrize(("fields", "words"), BAD_CHAT_FIELDS)

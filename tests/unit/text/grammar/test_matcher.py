@@ -13,7 +13,7 @@ from support.tiny_text import tokenizer_json
 
 from glm_cluster.errors import InternalError, InvalidRequest
 from glm_cluster.records import Grammar
-from glm_cluster.text.grammar import matcher as matcher_module
+from glm_cluster.text.grammar import limits
 from glm_cluster.text.grammar.matcher import Mask, Matcher
 from glm_cluster.text.grammar.vocabulary import Vocabulary
 from glm_cluster.text.tokenizer import Tokenizer
@@ -228,8 +228,8 @@ def test_a_grammar_without_an_end_is_the_clients_fault() -> None:
 def test_a_grammar_that_gets_too_complex_under_way_is_its_clients_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both of the library's ways to say so: as it makes a mask, and as it takes a token."""
     tight = {"step_lexer_fuel": 200, "step_max_items": 500, "max_lexer_states": 200}
-    limits = llguidance.LLParserLimits(initial_lexer_fuel=10**6, verbose_errors=False, **tight)
-    monkeypatch.setattr(matcher_module, "_LIMITS", limits)
+    bounds = llguidance.LLParserLimits(initial_lexer_fuel=10**6, verbose_errors=False, **tight)
+    monkeypatch.setattr(limits, "LIBRARY", bounds)
     wide = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(300)}}
     for grammar, text in (
         (Grammar("regex", "(.*a.{15}b)|(.*c.{15}d)|(.*e.{20}f)"), b"aceacaeaceaceaceaceacaeaeeecca"),

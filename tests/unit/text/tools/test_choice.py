@@ -6,10 +6,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import llguidance
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.odd_schemas import odd_schemas
+from support.random_author import random_output
 
 from glm_cluster.errors import InvalidRequest
+from glm_cluster.text.grammar.cleaning import cleaned
+from glm_cluster.text.grammar.matcher import Matcher
+from glm_cluster.text.grammar.schema import grammar_fault
+from glm_cluster.text.grammar.vocabulary import Vocabulary
 from glm_cluster.text.tokenizer import Plain, Segment, Special
 from glm_cluster.text.tools.choice import forced_calls, strict_calls
 from glm_cluster.text.tools.output import Family, OutputReader, call_reader, parse
@@ -37,6 +46,8 @@ TOOLS = (
 )
 FUNCTIONS = TOOLS[:2]
 TURN = 151337
+BYTES = Vocabulary.of_bytes()
+STOP = 256
 
 
 @pytest.fixture(scope="module")
@@ -451,6 +462,102 @@ def test_a_grammar_is_written_no_further_than_an_engine_would_read(monkeypatch: 
         else:
             assert forced_calls([tool], "glm47", (), parallel=False)
         assert sum(map(len, written)) < 100_000
+
+
+EMAIL = {"type": "string", "format": "email", "pattern": r"^(?!\.)(?!.*\.\.)[a-z]+@[a-z]+$", "maxLength": 9}
+ASK_NOTHING: list[dict[str, Any]] = [
+    {"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": {"type": "integer"}},
+    {"type": "string", "format": "path"},
+    {"type": "string", "enum": None, "pattern": None, "format": None, "minLength": None},
+    {"type": "array", "items": {"type": "integer", "minimum": None}, "uniqueItems": False},
+    {"type": "object", "properties": {"b": {"type": "integer"}}, "required": None, "additionalProperties": None},
+    {"$schema": "https://json-schema.org/draft-07/schema", "type": "integer"},
+]
+
+
+@pytest.mark.parametrize("family", ["glm4", "glm45", "glm47"])
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("asked", ASK_NOTHING, ids=str)
+def test_what_asks_for_nothing_is_no_matter(family: Family, strict: bool, asked: dict[str, Any]) -> None:
+    root = {"$schema": "https://json-schema.org/draft-07/schema", "type": None, "required": None, "title": None}
+    parameters = {**root, "properties": {"v": asked}, "additionalProperties": None}
+    for arguments in made(Tool(name="f", parameters=parameters, strict=strict), family):
+        jsonschema.validate(arguments, {"properties": {"v": cleaned(asked)}, "additionalProperties": False})
+
+
+DIGIT = {"minimum": 0, "maximum": 9}
+UNKEPT: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    (EMAIL, {"type": "string"}),
+    ({"type": "array", "items": EMAIL}, {"items": {"type": "string"}}),
+    ({"type": "array", "items": {"type": "integer"}, "uniqueItems": True}, {"items": {"type": "integer"}}),
+    ({"oneOf": [{"type": "integer", **DIGIT}, {"type": "number", **DIGIT}]}, {"type": "number"}),
+    ({"type": "object", "propertyNames": {"enum": ["a"]}}, {"type": "object"}),
+    ({"type": "object", "properties": {"a": {}}, "required": ["b"], "additionalProperties": False}, {}),
+    ({"type": "integer", "minimum": 2, "maximum": 1}, {}),
+    ({"$ref": "#/$defs/nowhere"}, {}),
+    ({"$ref": "http://localhost/a.json"}, {}),
+    ({"type": "OBJECT"}, {}),
+    ({"anyOf": [5]}, {}),
+    ({"enum": []}, {}),
+]
+
+
+@pytest.mark.parametrize("family", ["glm4", "glm45", "glm47"])
+@pytest.mark.parametrize(("asked", "left"), UNKEPT, ids=str)
+def test_what_cannot_be_kept_is_left_out_unless_a_tool_is_strict(
+    family: Family, asked: dict[str, Any], left: dict[str, Any]
+) -> None:
+    parameters = {"properties": {"v": asked}, "required": ["v"]}
+    for arguments in made(Tool(name="f", parameters=parameters), family):
+        jsonschema.validate(arguments.get("v", {}), left)
+    with pytest.raises(InvalidRequest, match=r"^tools: strict: .*'f'.*or send strict: false") as caught:
+        forced_calls([Tool(name="f", parameters=parameters, strict=True)], family, (), parallel=False)
+    assert caught.value.param == "tools"
+
+
+@pytest.mark.parametrize("family", ["glm4", "glm45", "glm47"])
+def test_one_odd_tool_leaves_the_others_what_they_ask(family: Family) -> None:
+    odd = Tool(name="odd", parameters={"properties": {"v": {"$ref": "#/nowhere"}}, "required": ["v", "w"]})
+    tools = [Tool(name=f"f{index}", parameters=WEATHER) for index in range(29)]
+    alone = forced_calls(tools, family, (), parallel=True).source.splitlines()
+    beside = forced_calls([*tools, odd], family, (), parallel=True).source.splitlines()
+    assert [line for line in alone[2:] if line not in beside] == []
+    assert fault_of(beside) == ""
+
+
+def test_a_required_name_without_a_property_is_left_out() -> None:
+    tool = Tool(name="f", parameters={"properties": {"a": {"const": 1}}, "required": ["a", "gone"]})
+    assert {json.dumps(arguments) for arguments in made(tool, "glm4")} == {'{"a": 1}'}
+
+
+def test_a_string_with_a_pattern_that_cannot_be_followed_names_it() -> None:
+    parameters = {"properties": {"a": {"type": "string", "pattern": "^(?!x)a$"}}}
+    with pytest.raises(InvalidRequest, match=r"^tools: strict: the pattern '\^\(\?!x\)a\$' .*send strict: false"):
+        forced_calls([Tool(name="f", parameters=parameters, strict=True)], "glm47", (), parallel=False)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(odd_schemas("(?=a)", "^a", "#/$defs/a"), st.sampled_from(["glm4", "glm47"]))
+def test_no_schema_of_a_tool_that_is_not_strict_is_refused(asked: dict[str, Any], family: Family) -> None:
+    inside = {"properties": {"v": asked}, "required": ["v"], "$defs": {"a": {"type": "integer"}}}
+    properties = asked.get("properties")
+    outside = {**asked, "type": "object", "properties": properties if isinstance(properties, dict) else {}}
+    for parameters in (inside, outside):
+        Matcher.compile(forced_calls([Tool(name="f", parameters=parameters)], family, (), parallel=False), BYTES)
+
+
+def fault_of(lines: list[str]) -> str:
+    return grammar_fault({"lark_grammar": "\n".join((*lines, ""))})
+
+
+def made(tool: Tool, family: Family) -> list[dict[str, Any]]:
+    """The arguments of calls written at random, as they are read."""
+    start = Matcher.compile(forced_calls([tool], family, (), parallel=False), BYTES)
+    outputs = [random_output(start.fork(), (STOP,), seed=str(seed), most=2000) for seed in range(5)]
+    texts = [bytes(output).decode() for output in outputs if output is not None]
+    calls = [parse(OutputReader(calls=call_reader(family, [tool])), text).calls for text in texts]
+    assert calls
+    return [json.loads(call.arguments) for (call,) in calls]
 
 
 def test_odd_names_are_spelled_or_refused(library: Any) -> None:
