@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from support.cluster import MARK, marked  # noqa: E402
-from support.served import COMMAND, free_ports  # noqa: E402
+from support.ports import free_ports  # noqa: E402
+from support.served import COMMAND  # noqa: E402
 
 _LONGEST_S = 240.0
 

@@ -9,7 +9,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from support.cluster import RunningCluster
+from support.cluster import RunningCluster, eventually
 
 SERVICE = "glm_cluster.v1.Glm"
 Call = Callable[[str, dict[str, Any]], list[dict[str, Any]]]
@@ -71,8 +71,11 @@ def test_the_server_says_what_it_is(call: Call):
     (info,) = call("GetServerInfo", {})
     assert [model["id"] for model in info["models"]] == ["demo", "demo-vectors"]
     assert {model["engine"]["device"] for model in info["models"]} == {"cpu"}
-    (load,) = call("GetLoad", {})
-    assert [model["num_replicas"] for model in load["models"]] == ["1", "1"]
+
+    def loads() -> list[dict[str, Any]]:
+        return list(call("GetLoad", {})[0]["models"])
+
+    eventually(lambda: [load.get("num_replicas") for load in loads()] == ["1", "1"], "both replicas are known")
     assert call("GetModel", {"model": "demo"})[0]["task"] == "TASK_GENERATE"
     with pytest.raises(grpc.RpcError) as caught:
         call("GetModel", {"model": "owner/name"})

@@ -10,7 +10,8 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from support.served import COMMAND, Served, free_ports, serve_command
+from support.ports import free_ports
+from support.served import COMMAND, Served, serve_command
 
 ROOT = Path(__file__).resolve().parents[2]
 

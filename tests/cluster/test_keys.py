@@ -194,8 +194,8 @@ def test_a_killed_front_leaves_one_record(cluster: RunningCluster, http: httpx.C
         for line in r.iter_lines():
             if line.startswith("data: {"):
                 chunks.append(json.loads(line.removeprefix("data: ")))
-            if len(chunks) == 5:
-                front.kill()
+                if len(chunks) == 5:
+                    front.kill()
     got = [len(choice["token_ids"]) for chunk in chunks for choice in chunk.get("choices", ())]
     ours = chunks[0]["id"].removeprefix("cmpl-")
 

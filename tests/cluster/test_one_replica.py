@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -14,7 +15,7 @@ from support.cluster import RANK, AtToken, Case, RunningCluster, all_at_once, ev
 from glm_cluster.api.proto import glm_pb2, glm_pb2_grpc
 
 MakeCases = Callable[..., list[Case]]
-EXPORT_S = 1.0
+EXPORT_S = 0.75  # more than the half second after which it is exported again
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +48,21 @@ async def test_grpc_streams_are_the_engines(cluster: RunningCluster, cases: Make
             assert tuple(await grpc_ids(stub, case)) == case.expected
 
 
-async def test_tokens_come_while_they_are_made(cluster: RunningCluster, cases: MakeCases):
-    (case,) = cases(1, seed=2, max_tokens=(300, 300))
-    async with httpx.AsyncClient(base_url=cluster.http_url, timeout=60) as client:
-        started = time.monotonic()
-        came = [time.monotonic() - started async for _ in events(client, case.token_by_token())]
-    assert came[0] < came[-1] / 4
-    assert len(came) > 50
+async def test_tokens_come_while_they_are_made(cluster: RunningCluster):
+    """The first is here while the engine is at the others, and these come in many pieces."""
+    case = Case((5, 6, 7), {"max_tokens": 900, "temperature": 0, "ignore_eos": True}, expected=())
+
+    def at_work() -> bool:
+        return bool(cluster.ask("loads")[0]["num_running"] == 1)
+
+    async with (
+        httpx.AsyncClient(base_url=cluster.http_url, timeout=60) as client,
+        aclosing(events(client, case.token_by_token())) as chunks,
+    ):
+        await anext(chunks)
+        await asyncio.to_thread(eventually, at_work, "the engine is at work", timeout_s=30)
+        for _ in range(50):
+            await anext(chunks)
 
 
 async def test_64_streams_at_once_have_the_ids_they_get_alone(cluster: RunningCluster, cases: MakeCases):
@@ -79,7 +88,7 @@ async def test_arrivals_at_once_are_few_submissions(cluster: RunningCluster, cas
     def settled() -> float:
         """The metric, once it has stopped moving: it is exported now and then."""
         seen = [cluster.ask("num_submissions")]
-        while len(seen) < 3 or not seen[-3] == seen[-2] == seen[-1]:
+        while len(seen) < 5 or len(set(seen[-5:])) > 1:
             time.sleep(EXPORT_S)
             seen.append(cluster.ask("num_submissions"))
         return seen[-1]
@@ -90,20 +99,21 @@ async def test_arrivals_at_once_are_few_submissions(cluster: RunningCluster, cas
     rank.suspend()
     try:
         answers = asyncio.create_task(all_at_once(cluster, many))
-        await asyncio.sleep(3)
+        await asyncio.sleep(8)
         assert not answers.done()
     finally:
         rank.resume()
     await answers
+    await asyncio.to_thread(eventually, lambda: cluster.ask("num_submissions") > before, "the metric is exported")
     after = await asyncio.to_thread(settled)
-    assert 0 < after - before <= 8
+    assert after - before <= 8
 
 
 async def test_200_cancelled_streams_give_every_block_back(cluster: RunningCluster, cases: MakeCases):
     (long,) = cases(1, seed=6, max_tokens=(600, 600))
 
     async def leave_after(client: httpx.AsyncClient, num_chunks: int) -> None:
-        stream = events(client, long)
+        stream = events(client, long.token_by_token())
         for _ in range(num_chunks):
             await anext(stream)
         await stream.aclose()
@@ -116,7 +126,7 @@ async def test_200_cancelled_streams_give_every_block_back(cluster: RunningClust
         (load,) = cluster.ask("loads")
         return load["num_running"] == load["num_waiting"] == 0 and load["num_free_blocks"] == load["num_blocks"]
 
-    eventually(idle, "every block is free", timeout_s=15)
+    eventually(idle, "every block is free")
 
 
 async def test_a_bad_request_harms_nobody(cluster: RunningCluster, cases: MakeCases):
@@ -143,7 +153,7 @@ async def test_a_killed_group_comes_back_and_health_tells(cluster: RunningCluste
     begun = AtToken(5, rank.kill)
     async with httpx.AsyncClient(base_url=cluster.http_url, timeout=120) as client:
         stream = asyncio.create_task(stream_ids(client, case.token_by_token(), on_tokens=begun))
-        await asyncio.to_thread(eventually, lambda: not cluster.healthy(), "health turns red", timeout_s=5)
+        await asyncio.to_thread(eventually, lambda: not cluster.healthy(), "health turns red", timeout_s=30)
         begun.check()
         assert not stream.done()
         assert tuple(await stream) == case.expected

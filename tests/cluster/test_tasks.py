@@ -179,7 +179,7 @@ async def test_encode_requests_survive_a_killed_rank(cluster: RunningCluster, al
     rank = await busiest_rank(cluster)
     assert not call.done()
     rank.kill()
-    await asyncio.to_thread(eventually, lambda: not cluster.healthy(), "health turns red", timeout_s=10)
+    await asyncio.to_thread(eventually, lambda: not cluster.healthy(), "health turns red", timeout_s=30)
     assert not call.done()
     some = range(0, 400, 40)
     wanted = alone("vectors", [many[i] for i in some], "mean")
@@ -192,5 +192,9 @@ async def test_encode_requests_survive_a_killed_rank(cluster: RunningCluster, al
 async def busiest_rank(cluster: RunningCluster) -> psutil.Process:
     """The rank that computes: all others wait."""
     before = {rank: rank.cpu_times().user for rank in cluster.processes(RANK)}
-    await asyncio.sleep(0.5)
-    return max(before, key=lambda rank: rank.cpu_times().user - before[rank])
+    while True:
+        await asyncio.sleep(0.05)
+        spent = {rank: rank.cpu_times().user - before[rank] for rank in before}
+        busiest = max(spent, key=lambda rank: spent[rank])
+        if spent[busiest] > 0.2:
+            return busiest

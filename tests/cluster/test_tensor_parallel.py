@@ -5,11 +5,11 @@ import signal
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 from support.cluster import RANK, REPLICA, AtToken, Case, RunningCluster, all_at_once, events, eventually, stream_ids
 
@@ -47,7 +47,7 @@ def test_ranks_of_one_host_share_memory_without_a_name(cluster: RunningCluster):
     if isinstance(kernels, Refusal):
         pytest.skip(kernels.reason)
     eventually(cluster.healthy, "health is green")
-    maps = [Path(f"/proc/{process.pid}/maps").read_text() for process in cluster.processes(RANK)]
+    maps = of_ranks(cluster, "maps")
     assert ["/memfd:glm_cluster (deleted)" in text for text in maps] == [True] * TP
 
 
@@ -61,11 +61,11 @@ async def test_a_lost_rank_costs_no_token(cluster: RunningCluster, cases: MakeCa
     begun = AtToken(5, lambda: before[index].send_signal(blow))
     async with httpx.AsyncClient(base_url=cluster.http_url, timeout=120) as client:
         stream = asyncio.create_task(stream_ids(client, case.token_by_token(), on_tokens=begun))
-        started = time.monotonic()
-        await asyncio.to_thread(eventually, lambda: not cluster.healthy(), "health turns red", timeout_s=20)
-        assert blow is signal.SIGSTOP or time.monotonic() - started < STEP_DEADLINE_S
+        await asyncio.to_thread(eventually, lambda: not cluster.healthy(), "health turns red", timeout_s=60)
+        red_at = time.monotonic()
+        begun.check()
+        assert blow is signal.SIGSTOP or red_at - begun.fell_at < STEP_DEADLINE_S
         assert tuple(await stream) == case.expected
-    begun.check()
     await asyncio.to_thread(eventually, cluster.healthy, "health turns green")
     after = {p.pid for p in cluster.processes(RANK)}
     assert len(after) == TP
@@ -111,7 +111,7 @@ async def test_a_killed_replica_leaves_no_rank(cluster: RunningCluster, cases: M
     ranks = cluster.processes(RANK)
     (replica,) = cluster.processes(REPLICA)
     replica.kill()
-    eventually(lambda: not any(r.is_running() for r in ranks), "the ranks die with it", timeout_s=10)
+    eventually(lambda: not any(r.is_running() for r in ranks), "the ranks die with it", timeout_s=30)
     (case,) = cases(1, seed=12, max_tokens=(20, 20))
     async with httpx.AsyncClient(base_url=cluster.http_url, timeout=120) as client:
         assert tuple(await stream_ids(client, case)) == case.expected
@@ -124,18 +124,29 @@ async def test_each_rank_holds_a_third_of_the_weights(
 
     In bfloat16, because the fp32 weights of an fp32 file are never copied: they stay mapped.
     """
-    light = sorted(anonymous_bytes(p) for p in cluster.processes(RANK))
+    light = anonymous_bytes(cluster)
     weights = (heavy / "model.safetensors").stat().st_size / 2
     cluster.ask("deploy", args=settings(tp=TP, model=str(heavy), dtype="bfloat16"))
     eventually(lambda: len(cluster.processes(RANK)) == TP, "the old ranks are gone")
-    heavier = sorted(anonymous_bytes(p) for p in cluster.processes(RANK))  # rank 0, which has a tokenizer too, last
+    heavier = anonymous_bytes(cluster)
     gains = [after - before for before, after in zip(light, heavier, strict=True)]
     cluster.ask("deploy", args=settings(tp=TP, step_deadline_s=STEP_DEADLINE_S))
     assert all(0.75 < gain / (weights / TP) < 1.25 for gain in gains), [round(gain / weights, 2) for gain in gains]
 
 
-def anonymous_bytes(process: psutil.Process) -> int:
-    """Memory of a process that is no file's: RSS without what libraries and a mapped checkpoint take."""
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    (line,) = [line for line in status.splitlines() if line.startswith("RssAnon")]
-    return int(line.split()[1]) * 1024
+def anonymous_bytes(cluster: RunningCluster) -> list[int]:
+    """Memory of each rank that is no file's: RSS without what libraries and a mapped checkpoint take.
+
+    Rank 0, which has a tokenizer too, is last.
+    """
+    lines = [line for status in of_ranks(cluster, "status") for line in status.splitlines()]
+    return sorted(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+def of_ranks(cluster: RunningCluster, file: str) -> list[str]:
+    """What /proc tells of each rank; one that has just ended is passed over."""
+    texts = []
+    for process in cluster.processes(RANK):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            texts.append(Path(f"/proc/{process.pid}/{file}").read_text())
+    return texts

@@ -4,9 +4,12 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 from support.cluster import REPLICA, AtToken, Case, RunningCluster, all_at_once, eventually
+
+from glm_cluster.api.proto import glm_pb2, glm_pb2_grpc
 
 MakeCases = Callable[..., list[Case]]
 
@@ -49,6 +52,13 @@ async def test_a_killed_replica_costs_no_token(cluster: RunningCluster, cases: M
     blow.check()
     await asyncio.to_thread(
         eventually,
-        lambda: len(cluster.processes(REPLICA)) == cluster.ask("num_replicas") == 2,
+        lambda: len(cluster.processes(REPLICA)) == cluster.ask("num_replicas") == num_known(cluster) == 2,
         "a second replica is back",
     )
+
+
+def num_known(cluster: RunningCluster) -> int:
+    """The replicas that the router would choose among now."""
+    with grpc.insecure_channel(cluster.grpc_address) as channel:
+        (model,) = glm_pb2_grpc.GlmStub(channel).GetLoad(glm_pb2.GetLoadRequest(), timeout=30).models
+    return int(model.num_replicas)

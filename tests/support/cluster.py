@@ -16,8 +16,7 @@ from uuid import uuid4
 
 import httpx
 import psutil
-
-from glm_cluster.deploy.local import free_port
+from support.ports import free_ports
 
 MARK = "GLM_CLUSTER_TEST"  # in the environment of everything a cluster starts
 _DRIVER = Path(__file__).with_name("cluster_driver.py")
@@ -29,7 +28,7 @@ class RunningCluster:
 
     def __init__(self, args: dict[str, Any], *, nodes: list[int] | None = None, **env: str) -> None:
         self._mark = uuid4().hex
-        self._port, self._grpc_port = free_port(), free_port()
+        self._port, self._grpc_port = free_ports(2)
         self.http_url = f"http://127.0.0.1:{self._port}"
         self.grpc_address = f"127.0.0.1:{self._grpc_port}"
         self._driver = subprocess.Popen(
@@ -75,7 +74,7 @@ class RunningCluster:
         try:
             self._driver.wait(60)
         finally:
-            left = {process: line for process in self.processes() if (line := command_line(process))}
+            left = {process: line for process in living_after(self._mark) if (line := command_line(process))}
             for process in left:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
@@ -85,6 +84,14 @@ class RunningCluster:
 def marked(mark: str) -> list[psutil.Process]:
     """The living processes with `mark` in their environment: a whole cluster, Ray's daemons too."""
     return [process for process in psutil.process_iter() if _has_mark(process, mark)]
+
+
+def living_after(mark: str, timeout_s: float = 15) -> list[psutil.Process]:
+    """Those of `marked` that have not ended after a while."""
+    deadline = time.monotonic() + timeout_s
+    while (living := marked(mark)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return living
 
 
 def _has_mark(process: psutil.Process, mark: str) -> bool:
@@ -160,7 +167,9 @@ class AtToken:
 
     def __init__(self, count: int, act: Callable[[], None]) -> None:
         self._left = count
-        self._thread = threading.Thread(target=act)
+        self._act = act
+        self._thread = threading.Thread(target=self._fall)
+        self.fell_at = 0.0  # on the monotonic clock
 
     def __call__(self, num_tokens: int) -> None:
         before = self._left
@@ -168,13 +177,17 @@ class AtToken:
         if self._left <= 0 < before:
             self._thread.start()
 
+    def _fall(self) -> None:
+        self.fell_at = time.monotonic()
+        self._act()
+
     def check(self) -> None:
         """Assert that it happened."""
         assert self._left <= 0, "the streams were over before the blow fell"
         self._thread.join()
 
 
-def eventually(condition: Callable[[], bool], what: str, *, timeout_s: float = 60.0) -> None:
+def eventually(condition: Callable[[], bool], what: str, *, timeout_s: float = 180.0) -> None:
     """Wait until `condition` holds."""
     deadline = time.monotonic() + timeout_s
     while not condition():

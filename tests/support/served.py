@@ -10,14 +10,15 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import psutil
-from support.cluster import MARK, command_line, marked
+from support.cluster import MARK, command_line, living_after, marked
+from support.ports import free_ports
 
 COMMAND = str(Path(sys.executable).with_name("glm-cluster"))
 
@@ -73,15 +74,6 @@ class Served:
             return error.code
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on, distinct."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
-
-
 @contextmanager
 def serve_command(log: Path, *arguments: str, **environment: str) -> Iterator[Served]:
     """Run `glm-cluster serve`, wait until it greets, then press Ctrl-C and see that it ends well and leaves nothing."""
@@ -134,10 +126,11 @@ def _interrupt(process: "subprocess.Popen[bytes]") -> int:
         process.kill()
 
 
-def _left(mark: str, timeout_s: float = 15) -> list[str]:
+def _left(mark: str) -> list[str]:
     """What still runs after a while, as it was started; it is killed."""
-    _, alive = psutil.wait_procs(marked(mark), timeout=timeout_s)
+    alive = living_after(mark)
     named = [command_line(process) for process in alive]
     for process in alive:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     return named

@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from collections import namedtuple
 from contextlib import aclosing
 from dataclasses import replace
@@ -203,13 +202,12 @@ async def test_tokens_are_counted_and_timed(service, tally):
 
 async def test_the_loop_is_free_while_a_prompt_is_tokenised(service, monkeypatch):
     """Tokenising happens on another thread: the loop turns while it lasts."""
-    turns = 0
+    turned = threading.Event()
 
     async def turn():
-        nonlocal turns
-        while True:
+        for _ in range(6):
             await asyncio.sleep(0.001)
-            turns += 1
+        turned.set()
 
     threads = set()
     tokenizer = service.model("tiny", "generate").tokenizer
@@ -217,14 +215,13 @@ async def test_the_loop_is_free_while_a_prompt_is_tokenised(service, monkeypatch
 
     def slow(texts):
         threads.add(threading.current_thread())
-        time.sleep(0.05)
+        assert turned.wait(60)
         return original(texts)
 
     monkeypatch.setattr(tokenizer, "encode_batch", slow)
     turning = asyncio.create_task(turn())
     await service.prepare_completion("r", completion("a"))
-    turning.cancel()
-    assert turns > 5
+    await turning
     assert threading.main_thread() not in threads
 
 

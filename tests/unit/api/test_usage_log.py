@@ -230,7 +230,6 @@ def test_a_log_that_cannot_be_written_is_counted(tmp_path: Path, ledgers: Path, 
     assert lost(tally) == 1
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full")
 def test_a_defect_in_writing_loses_one_record(tmp_path: Path, ledgers: Path, tally, monkeypatch: pytest.MonkeyPatch):
     def fail(file: LineFile, line: bytes, before: object) -> None:
         if b'"bad"' in line:
@@ -247,6 +246,7 @@ def test_a_defect_in_writing_loses_one_record(tmp_path: Path, ledgers: Path, tal
     assert [name for name, _, _ in tally.counted] == ["glm_usage_records_lost_total"]
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full")
 def test_a_full_disk_is_counted(ledgers: Path, tally):
     log = UsageLog(Path("/dev/full"), tally, directory=ledgers)
     write(log, record())

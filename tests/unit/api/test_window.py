@@ -22,7 +22,7 @@ class ByteTokenizer:
     def encode_batch(self, texts):
         self.starts.append(time.monotonic())
         self.batches.append(list(texts))
-        assert self.gate.wait(5)
+        assert self.gate.wait(60)
         if "poison" in texts:
             raise ValueError("poison")
         return [tuple(text.encode()) for text in texts]
@@ -64,15 +64,16 @@ async def test_arrivals_during_a_batch_form_the_next(window, tokenizer):
 
 async def test_an_idle_window_does_not_wait(window, tokenizer, monkeypatch):
     monkeypatch.setattr("glm_cluster.api.window.WINDOW_S", 60.0)
-    assert await asyncio.wait_for(window.encode("a"), 5) == (97,)
+    assert await asyncio.wait_for(window.encode("a"), 30) == (97,)
 
 
 async def test_a_busy_window_starts_a_batch_at_most_every_window(window, tokenizer, monkeypatch):
     monkeypatch.setattr("glm_cluster.api.window.WINDOW_S", 0.1)
+    begun = time.monotonic()
     await window.encode("a")
     await asyncio.gather(window.encode("b"), window.encode("c"))
     assert tokenizer.batches == [["a"], ["b", "c"]]
-    assert tokenizer.starts[1] - tokenizer.starts[0] > 0.09
+    assert tokenizer.starts[1] - begun > 0.09
 
 
 async def test_prompts_that_share_a_prefix_go_on_side_by_side(window):
@@ -118,7 +119,7 @@ async def test_long_work_holds_no_prompt_up(window):
     may_end = threading.Event()
     reading = asyncio.create_task(window.off_loop(lambda: may_end.wait(60), size_bytes=LOOP_BYTES + 1))
     try:
-        assert await asyncio.wait_for(window.encode("a"), 5) == (97,)
+        assert await asyncio.wait_for(window.encode("a"), 30) == (97,)
         assert not reading.done()
     finally:
         may_end.set()

@@ -101,7 +101,7 @@ async def inbox(wire: Wire) -> AsyncIterator[Inbox]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay_module, "_LATE_TOKENS_S", 1.0)
+    monkeypatch.setattr(relay_module, "_LATE_TOKENS_S", 30.0)
     monkeypatch.setattr(relay_module, "_FIRST_PAUSE_S", 0.001)
 
 
@@ -109,7 +109,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def make_relay(wire: Wire, inbox: Inbox) -> Callable[..., Relay]:
     """A relay whose attempts behave one after the other as given, the last for all that follow."""
 
-    def make(*behaviours: Behaviour, max_migrations: int = 3, request_timeout_s: float = 10.0) -> Relay:
+    def make(*behaviours: Behaviour, max_migrations: int = 3, request_timeout_s: float = 60.0) -> Relay:
         async def submit(submission: Submission) -> Receipt | Loss:
             wire.submissions.append(submission)
             try:
@@ -258,12 +258,20 @@ async def test_a_gap_is_fetched_again(make_relay, wire: Wire):
     assert wire.cancelled == [0]
 
 
-async def test_missing_last_tokens_are_fetched_again(make_relay, wire: Wire):
+async def test_missing_last_tokens_are_fetched_again(make_relay, wire: Wire, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(relay_module, "_LATE_TOKENS_S", 0.05)
+
     async def swallows(wire: Wire, submission: Submission) -> Receipt:
         await wire.run(submission, stop_at=4)
+        await wire.arrived()
         return Receipt(6, "length")
 
-    assert await collect(make_relay(swallows, undisturbed)) == UNDISTURBED
+    async def brings_all(wire: Wire, submission: Submission) -> Receipt:
+        receipt = await wire.run(submission)
+        await wire.arrived()
+        return receipt
+
+    assert await collect(make_relay(swallows, brings_all)) == UNDISTURBED
     assert len(wire.submissions[1].request.output) == 4
 
 

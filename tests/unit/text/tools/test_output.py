@@ -1,8 +1,10 @@
 """Outputs are read as the families write them, however they are cut, in linear time."""
 
+import gc
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -416,6 +418,16 @@ def test_a_hostile_schema_is_looked_through_once(defs: dict[str, Any]) -> None:
     assert time.process_time() - start < 3
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage collection, whose time depends on what the whole process holds."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("family", ["glm4", "glm45"])
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_outputs_take_linear_time(kind: str, family: str) -> None:
@@ -424,10 +436,12 @@ def test_hostile_outputs_take_linear_time(kind: str, family: str) -> None:
     def seconds(size: int) -> float:
         text = HOSTILE[kind](size)
         stream = reader(family, "inside" if kind in ("closings", "white space") else None)
-        start = time.process_time()
+        start = time.thread_time()
         for at in range(0, len(text), 3):
             stream.push(text[at : at + 3])
         stream.finish()
-        return time.process_time() - start
+        return time.thread_time() - start
 
-    assert seconds(100_000) < 10 * max(min(seconds(25_000) for _ in range(2)), 0.01)
+    with uncollected():
+        quarter = max(min(seconds(25_000) for _ in range(3)), 0.01)
+        assert any(seconds(100_000) < 10 * quarter for _ in range(3))
