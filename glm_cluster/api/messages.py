@@ -64,8 +64,6 @@ def chat_request(message: glm_pb2.ChatRequest, *, stream: bool) -> ChatCompletio
     """Validate a conversation."""
     refuse_many(message)
     raw = _raw(message, stream=stream) | {"messages": []} | conversation_fields(message)
-    if message.HasField("reasoning_effort"):
-        raw["reasoning_effort"] = _EFFORTS.get(message.reasoning_effort, str(message.reasoning_effort))
     if message.HasField("tool_choice"):
         raw["tool_choice"] = tool_choice_mapping(message.tool_choice)
     return ChatCompletionRequest.parse(raw)
@@ -78,6 +76,8 @@ def conversation_fields(message: glm_pb2.ChatRequest | glm_pb2.TokenizeRequest) 
         raw["messages"] = [_turn(turn) for turn in message.messages]
     if message.tools:
         raw["tools"] = [tool_mapping(tool, f"tools.{index}") for index, tool in enumerate(message.tools)]
+    if message.HasField("reasoning_effort"):
+        raw["reasoning_effort"] = _EFFORTS.get(message.reasoning_effort, str(message.reasoning_effort))
     if message.chat_template_kwargs:
         raw["chat_template_kwargs"] = {name: _value(value) for name, value in message.chat_template_kwargs.items()}
     return raw

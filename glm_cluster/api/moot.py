@@ -42,14 +42,16 @@ COMPLETION: Moot = {**GENERATION, "suffix": ("",)}
 _NOTED: Moot = dict.fromkeys(("cache_control", "extra_content", "provider_specific_fields"), (object,))
 MESSAGE: Moot = {
     **_NOTED,
-    **dict.fromkeys(("annotations", "images", "parsed", "reasoning_details", "thinking_blocks"), (object,)),
     "id": (str,),
     "type": ("message", "text"),
-    "status": (str,),
-    "is_error": (bool,),
-    "refusal": (str,),
     **dict.fromkeys(("audio", "function_call"), ()),
 }
+ANSWER: Moot = {
+    **dict.fromkeys(("annotations", "images", "parsed", "reasoning_details", "thinking_blocks"), (object,)),
+    "index": (int,),
+    "status": (str,),
+}
+RESULT: Moot = {"is_error": (bool,), "status": (str,)}
 PART: Moot = {**_NOTED, "id": (str,), "annotations": (object,)}
 CALL: Moot = {**_NOTED, "index": (int,)}
 CALLED: Moot = {**_NOTED, "parsed_arguments": (object,)}

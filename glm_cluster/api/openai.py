@@ -27,12 +27,11 @@ from glm_cluster.api.fields import (
     Stops,
     Temperature,
     TopK,
-    Variables,
 )
-from glm_cluster.api.moot import CHAT, COMPLETION, MESSAGE, STREAM_OPTIONS, Moot
+from glm_cluster.api.moot import ANSWER, CHAT, COMPLETION, MESSAGE, RESULT, STREAM_OPTIONS, Moot, without
 from glm_cluster.api.schema import Count, FewIds, FirstFault, Integer, Schema, at_most
 from glm_cluster.api.structured import StructuredBody
-from glm_cluster.api.thinking import SAID_BY_EFFORT, Effort, Thinking
+from glm_cluster.api.thinking import TemplateFields
 from glm_cluster.api.tools import Calls, ToolFields
 from glm_cluster.config import MOST_CHOICES
 
@@ -40,12 +39,13 @@ from glm_cluster.config import MOST_CHOICES
 class Message(Schema):
     """One turn of a conversation."""
 
-    moot: ClassVar[Moot] = MESSAGE
+    moot: ClassVar[Moot] = {**MESSAGE, **ANSWER, **RESULT}
     role: Literal["system", "developer", "user", "assistant", "tool", "observation"]  # the last: GLM's name of `tool`
     content: Content | None = None
     tool_calls: Calls = Field(default=[])
     reasoning_content: str | None = None
     reasoning: str | None = None  # vLLM's newer name of it
+    refusal: str | None = None  # what an answer of OpenAI's says instead of content
     tool_call_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     name: Annotated[str, Field(max_length=256)] | None = None  # of who speaks, or of the tool whose result this is
 
@@ -53,13 +53,13 @@ class Message(Schema):
     def text(self) -> str:
         """The content in one string."""
         if self.content is None or isinstance(self.content, str):
-            return self.content or ""
+            return self.content or self.refusal or ""
         return "".join(part.text for part in self.content)
 
     @property
     def turn(self) -> dict[str, Any]:
         """The message in the form that conversations are made of."""
-        is_text = self.content is not None or not self.tool_calls
+        is_text = self.content is not None or self.refusal or not self.tool_calls
         turn: dict[str, Any] = {"role": self.role, "content": self.text if is_text else None}
         if self.tool_calls:
             turn["tool_calls"] = [call.model_dump() for call in self.tool_calls]
@@ -79,6 +79,15 @@ class Message(Schema):
 
     @model_validator(mode="before")
     @classmethod
+    def _moot_is_not_asked(cls, raw: object) -> object:
+        """What is noted on an answer or on a result would ask for something on another's message: pictures, say."""
+        if not isinstance(raw, dict):
+            return raw
+        own = {"assistant": ANSWER, "tool": RESULT}.get(str(raw.get("role")), {})
+        return without(raw, {**MESSAGE, **own})
+
+    @model_validator(mode="before")
+    @classmethod
     def _null_is_not_given(cls, raw: object) -> object:
         """Null stands for the default: clients send answers back with every field that they know."""
         if isinstance(raw, dict):
@@ -94,8 +103,8 @@ class Message(Schema):
 
     @model_validator(mode="after")
     def _fields_of_the_role(self) -> Self:
-        if self.role != "assistant" and (self.tool_calls or self.thought is not None):
-            raise ValueError(f"tool_calls and reasoning_content are an assistant's, not {self.role}'s")
+        if self.role != "assistant" and (self.tool_calls or self.thought is not None or self.refusal):
+            raise ValueError(f"tool_calls, reasoning_content and refusal are an assistant's, not {self.role}'s")
         if self.role not in ("tool", "observation") and self.tool_call_id:
             raise ValueError(f"tool_call_id belongs to a tool's result, not to {self.role}'s message")
         return self
@@ -180,7 +189,7 @@ class GenerationBody(StructuredBody):
         return self
 
 
-class ChatCompletionRequest(ToolFields, GenerationBody):
+class ChatCompletionRequest(TemplateFields, ToolFields, GenerationBody):
     """Body of POST /v1/chat/completions."""
 
     moot: ClassVar[Moot] = CHAT
@@ -190,20 +199,12 @@ class ChatCompletionRequest(ToolFields, GenerationBody):
     top_logprobs: Few = 0
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
-    chat_template_kwargs: Variables = Field(default={})
-    reasoning_effort: Effort | None = None
-    thinking: Thinking | None = None
     safety_identifier: Name | None = None  # OpenAI's newer name of `user`
 
     @property
     def output_limit(self) -> int | None:
         """Most tokens to generate, under OpenAI's new name or the old one."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-
-    @property
-    def variables(self) -> dict[str, Any]:
-        """What the chat template is told beside the conversation."""
-        return {**self.chat_template_kwargs, **(self.thinking.variables if self.thinking else {})}
 
     @property
     def asker(self) -> str | None:
@@ -251,10 +252,6 @@ class ChatCompletionRequest(ToolFields, GenerationBody):
     def _fields_go_together(self) -> Self:
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs may only be given with logprobs: true")
-        if self.reasoning_effort and (twice := SAID_BY_EFFORT & self.variables.keys()):
-            raise ValueError(f"reasoning_effort excludes {min(twice)} for the chat template; give one of them")
-        if self.thinking and (told := self.thinking.variables.keys() & self.chat_template_kwargs.keys()):
-            raise ValueError(f"thinking excludes {min(told)} among chat_template_kwargs; give one of them")
         if self.safety_identifier and self.user and self.safety_identifier != self.user:
             raise ValueError("user and safety_identifier differ; give one of them")
         if self.continue_final_message and self.add_generation_prompt:

@@ -20,6 +20,7 @@ def shared_with(origins: Sequence[str]) -> list[Middleware]:
             allow_origins=origins,
             allow_methods=("GET", "POST"),
             allow_headers=("*",),
+            allow_private_network=True,  # an inner address is where such a server stands
             expose_headers=("x-request-id", "retry-after"),
         )
     ]

@@ -175,7 +175,8 @@ class Service:
             )
         dialect = model.speech
         said_of_it = told(template, variables, effort, thinks=dialect.thinks)
-        closes_thinking = closes_thinking or (said_of_it.closes and not continue_final_message)
+        begins_answer = not messages[-1].text if continue_final_message else add_generation_prompt
+        closes_thinking = closes_thinking or (said_of_it.closes and begins_answer)
         specials = model.tokenizer.special_ids
 
         def render() -> tuple[Segment, ...]:

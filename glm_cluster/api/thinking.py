@@ -5,8 +5,11 @@ Knows the names that OpenAI, Z.ai and the templates of GLM models have for it. R
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, Self, TypeAlias
 
+from pydantic import Field, model_validator
+
+from glm_cluster.api.fields import Variables
 from glm_cluster.api.schema import Schema
 from glm_cluster.errors import InvalidRequest
 from glm_cluster.text.chat import ChatTemplate
@@ -15,7 +18,7 @@ Effort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh",
 """OpenAI's: `none` is no reasoning at all, and `medium` what a model does that is told nothing."""
 
 _SWITCH, _EFFORT = "enable_thinking", "reasoning_effort"  # variables of templates
-SAID_BY_EFFORT: Final = frozenset({_SWITCH, _EFFORT})
+_SAID_BY_EFFORT: Final = frozenset({_SWITCH, _EFFORT})
 
 
 class Thinking(Schema):
@@ -29,6 +32,27 @@ class Thinking(Schema):
         """What a chat template is told."""
         clears = {} if self.clear_thinking is None else {"clear_thinking": self.clear_thinking}
         return {_SWITCH: self.type == "enabled", **clears}
+
+
+class TemplateFields(Schema):
+    """The fields of a request that tell a chat template of more than the conversation."""
+
+    chat_template_kwargs: Variables = Field(default={})
+    reasoning_effort: Effort | None = None
+    thinking: Thinking | None = None
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the chat template is told beside the conversation."""
+        return {**self.chat_template_kwargs, **(self.thinking.variables if self.thinking else {})}
+
+    @model_validator(mode="after")
+    def _says_it_once(self) -> Self:
+        if self.reasoning_effort and (twice := _SAID_BY_EFFORT & self.variables.keys()):
+            raise ValueError(f"reasoning_effort excludes {min(twice)} for the chat template; give one of them")
+        if self.thinking and (given := self.thinking.variables.keys() & self.chat_template_kwargs.keys()):
+            raise ValueError(f"thinking excludes {min(given)} among chat_template_kwargs; give one of them")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +76,10 @@ def told(template: ChatTemplate, variables: Mapping[str, Any], effort: Effort | 
     template.check_variables(given)
     if effort == "none" and has_switch:
         given[_SWITCH] = False
+    closes = closes or (effort == "none" and not has_switch)
     if effort is not None and template.asks_for(_EFFORT):
         given[_EFFORT] = effort
-    elif effort == "none":
-        closes = not has_switch
-    elif effort not in (None, "medium"):
+    elif effort not in (None, "none", "medium"):
         raise InvalidRequest(
             "reasoning_effort: this model reasons as it does, or not at all with 'none'; send that, or leave it out",
             param="reasoning_effort",

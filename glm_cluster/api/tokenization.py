@@ -9,16 +9,17 @@ from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from glm_cluster.api.fields import MAX_ITEMS, Variables
+from glm_cluster.api.fields import MAX_ITEMS
 from glm_cluster.api.generations import check_ids
 from glm_cluster.api.openai import Message
 from glm_cluster.api.schema import Body, FirstFault, TokenIds, at_most
 from glm_cluster.api.service import ServedModel, Service
+from glm_cluster.api.thinking import TemplateFields
 from glm_cluster.api.tools import Tools
 from glm_cluster.api.window import EncodeWindow
 
 
-class TokenizeRequest(Body):
+class TokenizeRequest(TemplateFields, Body):
     """Body of POST /tokenize: a text, or a conversation to put into the model's chat template."""
 
     prompt: str | None = None
@@ -28,7 +29,6 @@ class TokenizeRequest(Body):
     add_special_tokens: bool | None = None  # those the tokenizer puts around a text; None: around a prompt
     add_generation_prompt: bool | None = None  # None: unless the final message is to go on
     continue_final_message: bool = False
-    chat_template_kwargs: Variables = Field(default={})
     tools: Tools = Field(default=[])
     return_token_strs: bool = False
 
@@ -41,7 +41,7 @@ class TokenizeRequest(Body):
     def _one_of_the_two(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("give either prompt or messages")
-        for name in ("add_generation_prompt", "continue_final_message", "chat_template_kwargs", "tools"):
+        for name in ("add_generation_prompt", "continue_final_message", *TemplateFields.model_fields, "tools"):
             if self.messages is None and getattr(self, name) not in (None, False, {}, []):
                 raise ValueError(f"{name} goes with messages; leave it out")
         if self.continue_final_message and self.add_generation_prompt:
@@ -85,10 +85,11 @@ async def _ids(service: Service, model: ServedModel, request: TokenizeRequest) -
     rendered = await service.rendered(
         model,
         request.messages,
-        request.chat_template_kwargs,
+        request.variables,
         add_generation_prompt=request.opens_answer,
         continue_final_message=request.continue_final_message,
         tools=[body.tool for body in request.tools],
+        effort=request.reasoning_effort,
     )
     return await model.window.encode(rendered)
 

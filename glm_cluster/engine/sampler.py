@@ -36,7 +36,7 @@ def sample(logits_RV: Tensor, params: Sequence[SamplingParams], positions: Seque
 
 def _draw(logits_RV: Tensor, params: Sequence[SamplingParams], positions: Sequence[int]) -> Tensor:
     device = logits_RV.device
-    # Below this, division overflows fp32; the wire refuses such values, an engine must survive them.
+    # Below this, division overflows fp32; the wire makes 0 of such values, an engine must survive them.
     temperature_R1 = torch.tensor([max(p.temperature, _LOWEST_TEMPERATURE) for p in params], device=device).unsqueeze(1)
     probs_RV, order_RV = (logits_RV.float() / temperature_R1).softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
     probs_RV = _filter(probs_RV, params)

@@ -6,7 +6,7 @@ from openai.types.chat import ParsedChatCompletionMessage, ParsedFunctionToolCal
 from openai.types.chat.parsed_function_tool_call import ParsedFunction
 
 from glm_cluster.api.inputs import EmbeddingRequest
-from glm_cluster.api.moot import CALL, CALLED, CHAT, COMPLETION, EMBEDDING, MESSAGE, PART
+from glm_cluster.api.moot import ANSWER, CALL, CALLED, CHAT, COMPLETION, EMBEDDING, MESSAGE, PART, RESULT
 from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest
 from glm_cluster.errors import InvalidRequest
 
@@ -83,7 +83,7 @@ def test_what_clients_note_on_an_answer_is_taken_back_with_it():
     call = {"id": "c", "function": made, **examples(CALL)}
     answer = {"role": "assistant", "content": [{"type": "text", "text": "hi", **examples(PART)}], "tool_calls": [call]}
     body, _ = BODIES[ChatCompletionRequest]
-    given = {**body, "messages": [*body["messages"], {**answer, **examples(MESSAGE)}]}
+    given = {**body, "messages": [*body["messages"], {**answer, **examples(MESSAGE | ANSWER)}]}
     Draft202012Validator(ChatCompletionRequest.model_json_schema()).validate(given)
     parsed = ChatCompletionRequest.parse(given).messages[1]
     call["type"] = None
@@ -105,6 +105,29 @@ def test_a_message_of_openais_parsing_client_is_taken_back():
         turns = [*body["messages"], dumped, {"role": "tool", "tool_call_id": "c", "content": None, "name": ""}]
         turn = ChatCompletionRequest.parse({**body, "messages": turns}).messages[1].turn
         assert turn["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"a": 1}'}
+
+
+def test_it_would_ask_for_something_on_another_s_turn():
+    """Pictures beside a user's question are not what a model made of it."""
+    body, _ = BODIES[ChatCompletionRequest]
+    for role, noted in (("user", ANSWER), ("system", ANSWER), ("user", RESULT), ("assistant", {"is_error": ()})):
+        for name in noted:
+            turns = [{"role": role, "content": "a", name: example(noted[name][0]) if noted[name] else True}]
+            with pytest.raises(InvalidRequest, match=f"unsupported fields: messages.0.{name}"):
+                ChatCompletionRequest.parse({**body, "messages": turns})
+    result = ChatCompletionRequest.parse(
+        {**body, "messages": [{"role": "tool", "content": "a", **examples(RESULT)}]}
+    ).messages[0]
+    assert result.turn == {"role": "tool", "content": "a"}
+
+
+def test_a_refusal_is_what_an_answer_says():
+    body, _ = BODIES[ChatCompletionRequest]
+    turns = [{"role": "assistant", "content": None, "refusal": "I cannot."}]
+    turn = ChatCompletionRequest.parse({**body, "messages": turns}).messages[0].turn
+    assert turn == {"role": "assistant", "content": "I cannot."}
+    with pytest.raises(InvalidRequest, match="refusal are an assistant's"):
+        ChatCompletionRequest.parse({**body, "messages": [{"role": "user", "content": "a", "refusal": "b"}]})
 
 
 def test_reasoning_comes_back_under_either_name():

@@ -2,7 +2,9 @@
 
 import pytest
 
+from glm_cluster.api.openai import ChatCompletionRequest
 from glm_cluster.api.thinking import Thinking, told
+from glm_cluster.api.tokenization import TokenizeRequest
 from glm_cluster.errors import InvalidRequest
 from glm_cluster.text.chat import ChatTemplate
 
@@ -26,7 +28,7 @@ def template(*asks_for: str) -> ChatTemplate:
 def test_efforts_that_every_model_knows(asks_for, none, medium):
     without, usual = (told(template(*asks_for), {}, effort, thinks=True) for effort in ("none", "medium"))
     assert (without.variables, usual.variables) == (none, medium)
-    assert (without.closes, usual.closes) == (not asks_for, False)
+    assert (without.closes, usual.closes) == ("enable_thinking" not in asks_for, False)
 
 
 def test_efforts_that_a_template_has_to_ask_for():
@@ -55,6 +57,21 @@ def test_without_a_switch_the_wish_is_kept_where_it_can_be():
         told(template(), ON, None, thinks=False)
     with pytest.raises(InvalidRequest, match="asks for no enable_thinking"):
         told(template(), {"enable_thinking": "no"}, None, thinks=True)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"reasoning_effort": "none", "thinking": {"type": "disabled"}},
+        {"reasoning_effort": "none", "chat_template_kwargs": OFF},
+        {"thinking": {"type": "enabled"}, "chat_template_kwargs": OFF},
+    ],
+)
+def test_it_is_said_once(fields):
+    body = {"model": "m", "messages": [{"role": "user", "content": "a"}], **fields}
+    for kind in (ChatCompletionRequest, TokenizeRequest):
+        with pytest.raises(InvalidRequest, match="excludes enable_thinking"):
+            kind.parse(body)
 
 
 def test_zais_way_is_the_templates():

@@ -405,6 +405,22 @@ async def test_an_answer_that_has_begun_goes_on_whatever_the_effort(http: httpx.
     for fields in ({}, {"reasoning_effort": "none"}):
         await whole(http, {**body, **fields})
     assert script.seen[0].prompt == script.seen[1].prompt
+    for fields in ({}, {"reasoning_effort": "none"}):
+        await whole(http, {"model": "always", "messages": [USER], "add_generation_prompt": False, **fields})
+    assert script.seen[2].prompt == script.seen[3].prompt
+
+
+async def test_tokens_are_those_of_the_same_conversation_asked(
+    http: httpx.AsyncClient, stub: glm_pb2_grpc.GlmStub, script: Script
+) -> None:
+    for model in ("always", "glm45"):
+        body = {"model": model, "messages": [USER], "reasoning_effort": "none"}
+        await whole(http, body)
+        ids = (await http.post("/tokenize", json=body)).json()["tokens"]
+        turns = [glm_pb2.ChatMessage(role=glm_pb2.ROLE_USER, content=USER["content"])]
+        effort = glm_pb2.REASONING_EFFORT_NONE
+        over_grpc = await stub.Tokenize(glm_pb2.TokenizeRequest(model=model, messages=turns, reasoning_effort=effort))
+        assert tuple(ids) == tuple(over_grpc.tokens) == script.seen[-1].prompt
 
 
 async def test_results_go_back_to_the_model(http: httpx.AsyncClient, script: Script) -> None:
