@@ -76,11 +76,12 @@ def _numbers() -> Iterator[Attack]:
     for number in (b"1e999", b"-1e999", b"9" * 5000, b"0x10", b"01", b"1_000", b"+1", b".5"):
         body = b'{"model": "tiny", "prompt": [5], "max_tokens": 1, "temperature": ' + number + b"}"
         yield Attack(name=f"temperature as {number[:9]!r}", path=COMPLETIONS, body=body)
-    yield completion("a temperature next to nothing", temperature=5e-324)
+    yield completion("a temperature next to nothing", temperature=5e-324, statuses=frozenset({200}))
     yield completion("a penalty next to nothing", repetition_penalty=5e-324)
     yield completion("a low penalty and a form", repetition_penalty=0.01, **_WORD)
     yield completion("the lowest of all and a form", repetition_penalty=0.01, temperature=1e-5, **_WORD)
-    yield completion("a nucleus next to nothing", temperature=1.0, top_p=5e-324, statuses=EITHER)
+    yield completion("a nucleus next to nothing", temperature=1.0, top_p=5e-324, statuses=frozenset({200}))
+    yield completion("a nucleus of nothing", temperature=1.0, top_p=0.0, statuses=frozenset({200}))
     yield completion("min_tokens above max_tokens", min_tokens=3, max_tokens=2)
     yield completion("all of the length", max_tokens=2**31 - 1, prompt=[5] * 1023, statuses=EITHER)
     yield completion("a million logprobs", logprobs=10**6)
