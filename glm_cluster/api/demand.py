@@ -5,6 +5,7 @@ Knows requests and grammars. Refuses to know how a grammar is followed.
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from hashlib import sha256
 
 from glm_cluster.api.openai import ChatCompletionRequest, GenerationBody
 from glm_cluster.errors import InvalidRequest
@@ -55,6 +56,14 @@ def held_output(
         return _either(form, calls)
     strict = strict_calls(offered, family, specials, thinking) if any(tool.strict for tool in offered) else None
     return None if strict is None else _calls(strict, certain=family == "glm4")
+
+
+def held_key(request: ChatCompletionRequest, *, thinking: State | None, opens_line: bool) -> bytes:
+    """The same for requests of one model whose outputs are held to the same."""
+    form = (request.grammar, request.form_field) if request.grammar is not None else None
+    choice = (bool(request.demanded), request.parallel_tool_calls)
+    said = repr((request.demanded or request.offered, choice, form, thinking, opens_line))
+    return sha256(said.encode("utf-8", "surrogatepass")).digest()
 
 
 def _demanded(request: ChatCompletionRequest, dialect: Dialect, specials: Collection[str]) -> Grammar:
