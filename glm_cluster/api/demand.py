@@ -58,11 +58,11 @@ def held_output(
     return None if strict is None else _calls(strict, certain=family == "glm4")
 
 
-def held_key(request: ChatCompletionRequest, *, thinking: State | None, opens_line: bool) -> bytes:
-    """The same for requests of one model whose outputs are held to the same."""
-    form = (request.grammar, request.form_field) if request.grammar is not None else None
-    choice = (bool(request.demanded), request.parallel_tool_calls)
-    said = repr((request.demanded or request.offered, choice, form, thinking, opens_line))
+def held_key(request: ChatCompletionRequest, dialect: Dialect, *, thinking: State | None, opens_line: bool) -> bytes:
+    """Of all that `held_output` depends on but the control tokens, which are a model's."""
+    form = None if request.grammar is None else (request.grammar, request.form_field)
+    tools = (bool(request.demanded), request.demanded or request.offered, request.parallel_tool_calls)
+    said = repr((tools, form, dialect, thinking, opens_line))
     return sha256(said.encode("utf-8", "surrogatepass")).digest()
 
 

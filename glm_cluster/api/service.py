@@ -277,7 +277,8 @@ async def _held(
     has_part = request.is_held or any(tool.strict for tool in request.offered)
     if model.desk is None or not request.offered or not has_part:
         return write()
-    return await model.desk.write(write, "tools", held_key(request, thinking=thinking, opens_line=opens_line))
+    key = held_key(request, model.speech, thinking=thinking, opens_line=opens_line)
+    return await model.desk.write(write, "tools", key)
 
 
 async def _grammar(model: ServedModel, held: Held) -> Grammar:
