@@ -49,6 +49,7 @@ REFUSED = {
     ),
 }
 BOUNDED = {
+    "patterns that meet": ("json_schema", json.dumps({"allOf": [{"pattern": f"k{i}"} for i in range(40)]})),
     "many keys by patterns": (
         "json_schema",
         json.dumps({"patternProperties": {f"^k{i:04}$": {} for i in range(400)}}),

@@ -10,6 +10,7 @@ from typing import Any
 import llguidance
 
 from glm_cluster.errors import InvalidRequest
+from glm_cluster.text.grammar.meetings import most_meeting
 from glm_cluster.text.grammar.places import schemas
 
 SOURCE_BYTES = 64 << 10
@@ -17,6 +18,7 @@ REGEX_BYTES = 4 << 10
 SCHEMA_DEPTH = 64
 SCHEMA_NODES = 8192
 NAMED_PATTERNS = 64  # `patternProperties` of a schema, at all places: each is compared with each
+MEETING_PATTERNS = 8  # at one string; each that is added takes four times as long
 _NAMED_PATTERNS_REFERRED = 2048  # the same times references, as each may bring them to another place
 CHOICES = 1024
 LIBRARY = llguidance.LLParserLimits(  # a lexer state takes 1 to 2 kB, and a matcher has its own
@@ -42,12 +44,19 @@ def check_regex(regex: str) -> None:
         raise InvalidRequest(f"a regex has more than {REGEX_BYTES} bytes; make it shorter")
 
 
-def check_named_patterns(schema: Mapping[str, Any]) -> None:
-    """Refuse a schema that names more properties by patterns than can be compared."""
+def check_patterns(schema: Mapping[str, Any]) -> None:
+    """Refuse a schema that has more patterns than can be compared, at one string or of names."""
+    if has_many_meeting(schema):
+        raise InvalidRequest(f"a string has to match more than {MEETING_PATTERNS} patterns at once; use fewer")
     if has_many_named_patterns(schema):
         raise InvalidRequest(
             f"it has more than {NAMED_PATTERNS} patternProperties, or many that references lead to; use fewer"
         )
+
+
+def has_many_meeting(schema: Mapping[str, Any]) -> bool:
+    """Whether strings that match all patterns which meet would be sought for long."""
+    return most_meeting(schema) > MEETING_PATTERNS
 
 
 def has_many_named_patterns(schema: Mapping[str, Any]) -> bool:

@@ -39,7 +39,7 @@ def strictly(schema: Mapping[str, Any]) -> dict[str, Any]:
     for one in schemas(schema):
         _check_keywords(one)
     clean = cleaned(schema)
-    limits.check_named_patterns(clean)
+    limits.check_patterns(clean)
     return {**clean, _OPTIONS: _STRICT}
 
 
@@ -52,6 +52,8 @@ def loosely(schema: Mapping[str, Any], scrutiny: Scrutiny | None = None) -> dict
     loose = {**rewritten(cleaned(schema), _loosened), _OPTIONS: _LOOSE}
     if limits.has_many_named_patterns(loose):
         loose = rewritten(loose, _without_named_patterns)
+    if limits.has_many_meeting(loose):
+        loose = rewritten(loose, _without_pattern)
     if not scrutiny.fault(loose):
         return loose
     patterns = islice(dict.fromkeys(_patterns(loose)), _PATTERNS)
@@ -117,6 +119,10 @@ def _without_patterns(schema: Mapping[str, Any], kept: set[str]) -> Mapping[str,
     if by_pattern.keys() <= kept:
         return said
     return _opened(said) | {"patternProperties": {name: one for name, one in by_pattern.items() if name in kept}}
+
+
+def _without_pattern(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {keyword: value for keyword, value in schema.items() if keyword != "pattern"}
 
 
 def _without_named_patterns(schema: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -84,7 +84,7 @@ def _lark(source: str) -> _Part:
     limits.check_source(source)
     for found in _JSON_IN_LARK.finditer(source):
         with suppress(ValueError, RecursionError):  # by which the library refuses it too
-            limits.check_named_patterns(_DECODER.raw_decode(source, found.end())[0])
+            limits.check_patterns(_DECODER.raw_decode(source, found.end())[0])
     return {"lark_grammar": source}
 
 
