@@ -5,6 +5,7 @@ Knows requests and grammars. Refuses to know how a grammar is followed.
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from hashlib import sha256
 
 from glm_cluster.api.openai import ChatCompletionRequest, GenerationBody
 from glm_cluster.errors import InvalidRequest
@@ -55,6 +56,14 @@ def held_output(
         return _either(form, calls)
     strict = strict_calls(offered, family, specials, thinking) if any(tool.strict for tool in offered) else None
     return None if strict is None else _calls(strict, certain=family == "glm4")
+
+
+def held_key(request: ChatCompletionRequest, dialect: Dialect, *, thinking: State | None, opens_line: bool) -> bytes:
+    """Of all that `held_output` depends on but the control tokens, which are a model's."""
+    form = None if request.grammar is None else (request.grammar, request.form_field)
+    tools = (bool(request.demanded), request.demanded or request.offered, request.parallel_tool_calls)
+    said = repr((tools, form, dialect, thinking, opens_line))
+    return sha256(said.encode("utf-8", "surrogatepass")).digest()
 
 
 def _demanded(request: ChatCompletionRequest, dialect: Dialect, specials: Collection[str]) -> Grammar:

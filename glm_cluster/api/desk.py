@@ -4,8 +4,9 @@ Knows how long somebody may wait. What is wrong with a grammar is its sentence; 
 """
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable, Collection
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from glm_cluster.errors import InvalidRequest, Overloaded
 from glm_cluster.records import Grammar
@@ -16,6 +17,7 @@ T = TypeVar("T")
 
 PATIENCE_S = 10.0  # one takes a second at worst
 MAX_QUEUED = 64  # grammars that somebody waits for
+KEPT = 64  # of what was written last
 
 
 class GrammarDesk:
@@ -24,6 +26,7 @@ class GrammarDesk:
     def __init__(self, control_tokens: Collection[str], *, patience_s: float = PATIENCE_S) -> None:
         self._workshop = Workshop(lambda: Vocabulary.of_bytes(control_tokens))
         self._patience_s = patience_s
+        self._written: OrderedDict[bytes, Any] = OrderedDict()
 
     async def check(self, grammar: Grammar, param: str) -> None:
         """Raise InvalidRequest that names `param` if no engine could follow the grammar."""
@@ -43,8 +46,22 @@ class GrammarDesk:
         if error is not None:
             raise error
 
-    async def write(self, work: Callable[[], T], param: str) -> T:
-        """What `work` returns, which looks schemas over; it is not begun if nobody waits for it any more."""
+    async def write(self, work: Callable[[], T], param: str, key: bytes) -> T:
+        """What `work` returns, which looks schemas over; it is not begun if nobody waits for it any more.
+
+        `key`: of all that it depends on. What was written by the same not long ago is returned at once.
+        """
+        if key in self._written:
+            self._written.move_to_end(key)
+            found: T = self._written[key]
+            return found
+        written = await self._done(work, param)
+        self._written[key] = written
+        while len(self._written) > KEPT:
+            self._written.popitem(last=False)
+        return written
+
+    async def _done(self, work: Callable[[], T], param: str) -> T:
         if self._workshop.num_wanted >= MAX_QUEUED:
             raise _overloaded(param)
         job = asyncio.wrap_future(self._workshop.run(work))

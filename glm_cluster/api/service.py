@@ -5,14 +5,14 @@ out, and how models answer that give numbers instead of text.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeVar
 
 from glm_cluster.api.answers import Delta, Usage
 from glm_cluster.api.choices import choice_deltas, count_tokens
-from glm_cluster.api.demand import Held, held_form, held_output
+from glm_cluster.api.demand import Held, held_form, held_key, held_output
 from glm_cluster.api.desk import GrammarDesk
 from glm_cluster.api.generations import Prepared, Prompt, generations, stop_ids
 from glm_cluster.api.openai import ChatCompletionRequest, CompletionRequest, GenerationBody, Message
@@ -35,6 +35,7 @@ from glm_cluster.text.tokenizer import Segment, Tokenizer
 from glm_cluster.text.tools.conversation import conversation
 from glm_cluster.text.tools.dialect import Dialect, dialect_of
 from glm_cluster.text.tools.prompt import thinking_at_end, with_thinking_closed
+from glm_cluster.text.tools.reasoning import State
 from glm_cluster.text.tools.tool import Tool
 
 T = TypeVar("T")
@@ -135,11 +136,7 @@ class Service:
         if request.continues_answer and thinking == "before":
             thinking = "after"  # an answer that has begun is past its reasoning
         state = thinking if speech.thinks else None
-        held = await _held(
-            model,
-            request,
-            lambda: held_output(request, speech, specials, thinking=state, opens_line=opens_line),
-        )
+        held = await _held(model, request, specials, thinking=state, opens_line=opens_line)
         reading = Reading(
             dialect=speech,
             tools=speech.understood(request.offered),
@@ -265,12 +262,24 @@ async def _prepared(
     )
 
 
-async def _held(model: ServedModel, request: ChatCompletionRequest, write: Callable[[], Held | None]) -> Held | None:
+async def _held(
+    model: ServedModel,
+    request: ChatCompletionRequest,
+    specials: Collection[str],
+    *,
+    thinking: State | None,
+    opens_line: bool,
+) -> Held | None:
     """What the output is held to, written where grammars are compiled if schemas of tools have a part in it."""
+
+    def write() -> Held | None:
+        return held_output(request, model.speech, specials, thinking=thinking, opens_line=opens_line)
+
     has_part = request.is_held or any(tool.strict for tool in request.offered)
     if model.desk is None or not request.offered or not has_part:
         return write()
-    return await model.desk.write(write, "tools")
+    key = held_key(request, model.speech, thinking=thinking, opens_line=opens_line)
+    return await model.desk.write(write, "tools", key)
 
 
 async def _grammar(model: ServedModel, held: Held) -> Grammar:

@@ -250,6 +250,8 @@ def _grammars() -> Iterator[Attack]:
         "the library's own": {"x-guidance": {"whitespace_flexible": True}},
         "a pattern of nothing": {"type": "string", "pattern": "("},
         "patterns that are none": {"patternProperties": {"(": {}}},
+        "names by patterns": {"patternProperties": {f"^k{i:03}$": {} for i in range(400)}},
+        "patterns that meet": {"allOf": [{"pattern": f"k{i}"} for i in range(40)]},
         "patterns of a list": {"patternProperties": [[1], 2]},
         "a pattern looks back": {"type": "string", "pattern": "(?<=a)b"},
         "multiples of nothing": {"type": "integer", "multipleOf": 0},

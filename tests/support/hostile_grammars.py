@@ -45,10 +45,15 @@ REFUSED = {
     ),
     "overlapping keys": (
         "json_schema",
-        json.dumps({"patternProperties": {f"^a{i}.*b": {"type": "string"} for i in range(100)}}),
+        json.dumps({"patternProperties": {f"^a{i}.*b": {"type": "string"} for i in range(60)}}),
     ),
 }
 BOUNDED = {
+    "patterns that meet": ("json_schema", json.dumps({"allOf": [{"pattern": f"k{i}"} for i in range(40)]})),
+    "many keys by patterns": (
+        "json_schema",
+        json.dumps({"patternProperties": {f"^k{i:04}$": {} for i in range(400)}}),
+    ),
     "nested quantifiers": ("regex", "(((((a{1,9}){1,9}){1,9}){1,9}){1,9}){1,9}"),
     "a hundred thousand": ("regex", "a{1,100000}"),
     "a million": ("regex", "(a{1,1000}){1,1000}"),

@@ -22,6 +22,7 @@ _NO_CONSTRAINT: Mapping[str, tuple[object, ...]] = {
     "dependentSchemas": ({},),
     "dependencies": ({},),
 }
+_COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 _SAID_OF_NAMES = {"type", "title", "description", "$comment", "$schema"}  # true of any name, if the type is string's
 
 
@@ -33,6 +34,9 @@ def cleaned(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 def _cleaned(schema: Mapping[str, Any]) -> dict[str, Any]:
     kept = {keyword: value for keyword, value in schema.items() if not _asks_nothing(keyword, value)}
+    for keyword in _COUNTS:
+        if isinstance(count := kept.get(keyword), float) and count.is_integer():
+            kept[keyword] = int(count)
     if isinstance(name := kept.get("$schema"), str) and (known := _DIALECT.fullmatch(name)):
         _spell_dialect(kept, known)
     return kept

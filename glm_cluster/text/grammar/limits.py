@@ -4,17 +4,22 @@ What these let through, the library bounds in its own units: fuel for a regex, s
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import llguidance
 
 from glm_cluster.errors import InvalidRequest
+from glm_cluster.text.grammar.meetings import most_meeting
+from glm_cluster.text.grammar.places import schemas
 
 SOURCE_BYTES = 64 << 10
 REGEX_BYTES = 4 << 10
 SCHEMA_DEPTH = 64
 SCHEMA_NODES = 8192
+NAMED_PATTERNS = 64  # `patternProperties` of a schema, at all places: each is compared with each
+MEETING_PATTERNS = 8  # at one string; each that is added takes four times as long
+_NAMED_PATTERNS_REFERRED = 2048  # the same times references, as each may bring them to another place
 CHOICES = 1024
 LIBRARY = llguidance.LLParserLimits(  # a lexer state takes 1 to 2 kB, and a matcher has its own
     max_items_in_row=8_000,
@@ -37,6 +42,31 @@ def check_regex(regex: str) -> None:
     """Refuse a regex that is too long, on its own or as a schema's `pattern`."""
     if len(regex) > REGEX_BYTES or _num_bytes(regex) > REGEX_BYTES:
         raise InvalidRequest(f"a regex has more than {REGEX_BYTES} bytes; make it shorter")
+
+
+def check_patterns(schema: Mapping[str, Any]) -> None:
+    """Refuse a schema that has more patterns than can be compared, at one string or of names."""
+    if has_many_meeting(schema):
+        raise InvalidRequest(f"a string has to match more than {MEETING_PATTERNS} patterns at once; use fewer")
+    if has_many_named_patterns(schema):
+        raise InvalidRequest(
+            f"it has more than {NAMED_PATTERNS} patternProperties, or many that references lead to; use fewer"
+        )
+
+
+def has_many_meeting(schema: Mapping[str, Any]) -> bool:
+    """Whether strings that match all patterns which meet would be sought for long."""
+    return most_meeting(schema) > MEETING_PATTERNS
+
+
+def has_many_named_patterns(schema: Mapping[str, Any]) -> bool:
+    """Whether comparing them would take long."""
+    patterns = references = 0
+    for one in schemas(schema):
+        references += "$ref" in one
+        by_pattern = one.get("patternProperties")
+        patterns += len(by_pattern) if isinstance(by_pattern, Mapping) else 0
+    return patterns > NAMED_PATTERNS or patterns * references > _NAMED_PATTERNS_REFERRED
 
 
 def _num_bytes(source: str) -> int:

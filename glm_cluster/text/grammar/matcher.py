@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from glm_cluster.errors import GlmError, InternalError, InvalidRequest
 from glm_cluster.records import Grammar
 from glm_cluster.text.grammar import limits
-from glm_cluster.text.grammar.schema import sentence
+from glm_cluster.text.grammar.scrutiny import sentence
 from glm_cluster.text.grammar.source import advice, library_source
 from glm_cluster.text.grammar.vocabulary import Vocabulary
 

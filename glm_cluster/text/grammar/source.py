@@ -4,6 +4,8 @@ Knows the library's formats. Refuses to know tokens, and how much of a schema th
 """
 
 import json
+import re
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import llguidance
@@ -11,11 +13,14 @@ import llguidance
 from glm_cluster.errors import InvalidRequest
 from glm_cluster.records import Grammar
 from glm_cluster.text.grammar import limits
-from glm_cluster.text.grammar.schema import ADVICE, fault, loosely, strictly
+from glm_cluster.text.grammar.schema import ADVICE, loosely, strictly
+from glm_cluster.text.grammar.scrutiny import fault
 
 _Part: TypeAlias = dict[str, Any]
 """One grammar of a list, in the library's form."""
 
+_JSON_IN_LARK = re.compile(r"%json[ \t\r\n]*")
+_DECODER = json.JSONDecoder()
 _LINE_BREAK = r'"\n" '
 _ASCII = "d"  # `\d` is 0-9 to whoever reads the answer; `\w` has letters of every script
 
@@ -77,6 +82,9 @@ def _choice(source: str) -> _Part:
 
 def _lark(source: str) -> _Part:
     limits.check_source(source)
+    for found in _JSON_IN_LARK.finditer(source):
+        with suppress(ValueError, RecursionError):  # by which the library refuses it too
+            limits.check_patterns(_DECODER.raw_decode(source, found.end())[0])
     return {"lark_grammar": source}
 
 

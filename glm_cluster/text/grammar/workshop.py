@@ -8,7 +8,7 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from glm_cluster.errors import GlmError, InternalError
 from glm_cluster.records import Grammar
@@ -30,12 +30,13 @@ class Workshop:
         self._vocabulary = self._thread.submit(open_vocabulary)
         self._kept: OrderedDict[Grammar, Future[Matcher]] = OrderedDict()
         self._num_wanting: Counter[Future[Matcher]] = Counter()  # of what is not compiled yet
+        self._running: set[Future[Any]] = set()  # what `run` was given, until it has returned
         self._lock = threading.RLock()  # a future that is cancelled under it tells `_forget` at once
 
     @property
     def num_wanted(self) -> int:
-        """Grammars that somebody waits for."""
-        return len(self._num_wanting)
+        """Grammars and other work that somebody waits for."""
+        return len(self._num_wanting) + len(self._running)
 
     def has(self, grammar: Grammar) -> bool:
         """Whether the grammar is compiled, or will be unless nobody wants it any more."""
@@ -57,7 +58,10 @@ class Workshop:
 
     def run(self, work: Callable[[], _Answer]) -> "Future[_Answer]":
         """What `work` returns, from the thread that compiles."""
-        return self._thread.submit(work)
+        job = self._thread.submit(work)
+        self._running.add(job)
+        job.add_done_callback(self._running.discard)
+        return job
 
     def leave(self, wanted: Future[Matcher]) -> None:
         """Take back that one wanted this. What nobody wants any more is not begun."""

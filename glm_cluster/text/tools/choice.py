@@ -10,6 +10,7 @@ from itertools import chain
 from glm_cluster.errors import InvalidRequest
 from glm_cluster.records import Grammar
 from glm_cluster.text.grammar.limits import SOURCE_BYTES
+from glm_cluster.text.grammar.scrutiny import Scrutiny
 from glm_cluster.text.tools import glm4, glm45, reasoning
 from glm_cluster.text.tools.output import Family
 from glm_cluster.text.tools.reasoning import State
@@ -33,13 +34,14 @@ def forced_calls(tools: Sequence[Tool], family: Family, specials: Collection[str
     """
     if not tools:
         raise InvalidRequest("tool_choice: there are no tools to choose from; give some", param="tool_choice")
+    scrutiny = Scrutiny()
     if family == "glm4":
         between = glm4.TURN if glm4.TURN in specials else None
-        rules: list[Iterable[str]] = [glm4_rules(index, tool) for index, tool in enumerate(tools)]
+        rules: list[Iterable[str]] = [glm4_rules(index, tool, scrutiny) for index, tool in enumerate(tools)]
     else:
         line_break = _line_break(family)
         between = quoted(line_break) if line_break else ""  # a literal may not be empty
-        rules = [tagged_rules(index, tool, line_break, specials) for index, tool in enumerate(tools)]
+        rules = [tagged_rules(index, tool, line_break, specials, scrutiny) for index, tool in enumerate(tools)]
     start = f"start: call ({between} call)*" if parallel and between is not None else "start: call"
     return _grammar([start], rules)
 
@@ -58,8 +60,10 @@ def strict_calls(
     tags = glm45.TAGS if thinking is None else (*glm45.TAGS, reasoning.OPEN, reasoning.CLOSE)
     if not set(tags).issubset(specials):
         return None
+    scrutiny = Scrutiny()
+    line_break = _line_break(family)
     rules = [
-        tagged_rules(index, tool, _line_break(family), specials) if tool.strict else lenient_tagged_rules(index, tool)
+        tagged_rules(index, tool, line_break, specials, scrutiny) if tool.strict else lenient_tagged_rules(index, tool)
         for index, tool in enumerate(functions)
     ]
     lines = [_THINKING[thinking or "after"], "answer: TEXT? (call TEXT?)*", f"TEXT: {ANYTHING}"]
@@ -69,8 +73,9 @@ def strict_calls(
 def _strict_lines(functions: Sequence[Tool], specials: Collection[str]) -> Grammar:
     """The same of GLM-4: text is whatever does not begin as a call does, in each segment between control tokens."""
     names = "|".join(tool.name for tool in functions)
+    scrutiny = Scrutiny()
     rules = [
-        glm4_rules(index, tool if tool.strict else Tool(name=tool.name, parameters=_ANY_OBJECT))
+        glm4_rules(index, tool if tool.strict else Tool(name=tool.name, parameters=_ANY_OBJECT), scrutiny)
         for index, tool in enumerate(functions)
     ]
     lines = [

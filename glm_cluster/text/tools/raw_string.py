@@ -10,7 +10,8 @@ import llguidance
 
 from glm_cluster.errors import InvalidRequest
 from glm_cluster.text.grammar.limits import check_regex
-from glm_cluster.text.grammar.schema import ADVICE, grammar_fault
+from glm_cluster.text.grammar.schema import ADVICE
+from glm_cluster.text.grammar.scrutiny import grammar_fault
 
 MOST_COUNTED = 4096  # characters; counting on takes a state for each
 _ASCII = "d"  # `\d` is 0-9 to whoever reads the answer
@@ -27,11 +28,11 @@ def listed_strings(schema: object) -> list[Any]:
 def raw_string(schema: object, closing: str, *, strict: bool) -> str:
     """The terminal of a schema's strings but for those with `closing` in them, which would end there.
 
-    `strict`: as the pattern says too. A length that cannot be counted is none.
+    `strict`: as the pattern says too. A length that cannot be counted is none, nor is one below another, if not strict.
     """
     said = schema if isinstance(schema, Mapping) else {}
     tag = closing.replace("/", r"\/")
-    all_of = [_length(said), f"~/(?s:.*){tag}(?s:.*)/"]
+    all_of = [_length(said, strict=strict), f"~/(?s:.*){tag}(?s:.*)/"]
     if strict and isinstance(pattern := said.get("pattern"), str):
         all_of.append(_pattern(pattern))
     return " & ".join(all_of)
@@ -42,9 +43,11 @@ def is_length(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_COUNTED
 
 
-def _length(schema: Mapping[str, Any]) -> str:
-    low, high = schema.get("minLength", 0), schema.get("maxLength")
-    least, most = low if is_length(low) else 0, high if is_length(high) else ""
+def _length(schema: Mapping[str, Any], *, strict: bool) -> str:
+    low: Any = schema.get("minLength")
+    high: Any = schema.get("maxLength")
+    least = low if is_length(low) else 0
+    most = high if is_length(high) and (strict or high >= least) else ""
     return f"/(?s:.{{{least},{most}}})/" if least or most != "" else "/(?s:.*)/"
 
 

@@ -6,7 +6,7 @@ import llguidance
 import pytest
 
 from glm_cluster.text.grammar.cleaning import FORMATS, cleaned
-from glm_cluster.text.grammar.schema import grammar_fault
+from glm_cluster.text.grammar.scrutiny import grammar_fault
 
 OF_JSON_SCHEMA = (
     *("date-time", "date", "time", "duration", "email", "idn-email", "hostname", "idn-hostname", "ipv4", "ipv6"),

@@ -17,8 +17,9 @@ from glm_cluster.errors import InvalidRequest
 from glm_cluster.records import Grammar, GrammarKind
 from glm_cluster.text.grammar.cleaning import cleaned
 from glm_cluster.text.grammar.matcher import Matcher
-from glm_cluster.text.grammar.places import rewritten
-from glm_cluster.text.grammar.schema import fault, loosely, strictly
+from glm_cluster.text.grammar.places import rewritten, schemas
+from glm_cluster.text.grammar.schema import loosely, strictly
+from glm_cluster.text.grammar.scrutiny import fault
 from glm_cluster.text.grammar.vocabulary import Vocabulary
 
 STOP = 256
@@ -213,9 +214,94 @@ def test_a_fault_is_told_in_the_librarys_words() -> None:
 def test_only_so_many_patterns_are_looked_at() -> None:
     """Those behind them are left out, where one cannot be kept."""
     odd = {"type": "string", "pattern": "(?=a)"}
-    patterns = {f"p{index}": {"type": "string", "pattern": f"^{index}$"} for index in range(100)}
+    patterns = {f"p{index}": {"type": "string", "pattern": f"^{index}$"} for index in range(300)}
     first = loosely({"properties": {"odd": odd, **patterns}})["properties"]
     assert "pattern" not in first["odd"]
-    assert first["p1"] == patterns["p1"]
-    assert first["p99"] == {"type": "string"}
+    assert first["p200"] == patterns["p200"]
+    assert first["p299"] == {"type": "string"}
     assert loosely({"properties": patterns})["properties"] == patterns
+
+
+def named(number: int) -> dict[str, Any]:
+    return {"patternProperties": {f"^k{index:04}$": {} for index in range(number)}, "additionalProperties": False}
+
+
+MANY = {
+    "at one place": named(65),
+    "at many": {"properties": {f"p{index}": {"patternProperties": {"^a": {}, "^b": {}}} for index in range(40)}},
+    "at many by references": {
+        "$defs": {"a": named(30)},
+        "anyOf": [{"allOf": [{"$ref": "#/$defs/a"}, {"title": str(index)}]} for index in range(70)],
+    },
+}
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_more_names_by_patterns_than_can_be_compared_are_refused_or_left_out(name: str) -> None:
+    """Four hundred held a thread for twenty seconds."""
+    with pytest.raises(InvalidRequest, match="more than 64 patternProperties"):
+        strictly(MANY[name])
+    with pytest.raises(InvalidRequest, match="more than 64 patternProperties"):
+        Matcher.compile(Grammar("lark", f"start: %json {json.dumps(MANY[name])}"), BYTES)
+    assert not {"patternProperties", "additionalProperties"} & {
+        key for one in schemas(loosely(MANY[name])) for key in one
+    }
+    for few in (named(64), {"properties": {"patternProperties": {"const": "patternProperties"}}}):
+        assert strictly(few).items() >= few.items()
+        assert loosely(few).items() >= few.items()
+
+
+@pytest.mark.parametrize("by_pattern", [{"^(?!_)": {"type": "integer"}, "^a": {"type": "integer"}}, [], {"(": {}}])
+def test_a_name_that_a_pattern_left_out_was_for_is_not_forbidden(by_pattern: Any) -> None:
+    closed = {"patternProperties": by_pattern, "additionalProperties": False, "required": ["b"]}
+    schema = {"type": "object", "properties": {"a": closed}, "additionalProperties": False}
+    left = loosely(schema)
+    assert "additionalProperties" not in left["properties"]["a"]
+    assert left["properties"]["a"]["required"] == ["b"]
+    assert left["additionalProperties"] is False
+    open_ = {"properties": [], "additionalProperties": False}
+    assert "additionalProperties" not in loosely(open_)
+
+
+GONE = {"$ref": "#/definitions/Gone"}
+FINE = {f"p{index}": {"type": "integer"} for index in range(20)}
+
+
+@pytest.mark.parametrize("odd", [GONE, {"type": "integer", "minimum": 2, "maximum": 1}, {"items": GONE}], ids=str)
+def test_a_property_at_fault_leaves_the_others_what_they_ask(odd: dict[str, Any]) -> None:
+    schema = {"type": "object", "properties": {"a": odd, **FINE, "z": odd}, "required": ["a", "p1", "z"]}
+    left = loosely(schema)
+    assert {key: left[key] for key in schema} == schema | {"properties": {"a": {}, **FINE, "z": {}}}
+    assert list(left["properties"]) == list(schema["properties"])
+    assert fault(left) == ""
+
+
+@pytest.mark.parametrize("keyword", ["anyOf", "allOf", "oneOf", "prefixItems", "items"])
+def test_what_is_no_schema_in_a_list_of_them_is_any(keyword: str) -> None:
+    left = loosely({keyword: ["a", {"type": "integer"}, 5]})
+    assert left[keyword] == [{}, {"type": "integer"}, {}]
+
+
+def test_whole_numbers_may_be_written_with_a_point() -> None:
+    schema = {"type": "array", "minItems": 1.0, "maxItems": 2.0, "items": {"type": "string", "minLength": 5.0}}
+    for kind in ("json_schema", "loose_schema"):
+        for answer in answers(kind, schema):  # type: ignore[arg-type]
+            jsonschema.validate(answer, schema)
+    assert cleaned({"minLength": 0.5, "minimum": 1.0, "const": {"minLength": 1.0}}) == {
+        "minLength": 0.5,
+        "minimum": 1.0,
+        "const": {"minLength": 1.0},
+    }
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "array", "items": [{"type": "string"}], "prefixItems": [{"type": "integer"}]},
+        {"type": "object", "properties": {"a": {"additionalProperties": None}}},
+    ],
+)
+def test_what_would_be_passed_over_is_refused_strictly(schema: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match="write it so"):
+        strictly(schema)
+    assert answers("loose_schema", schema)

@@ -17,7 +17,7 @@ from support.random_author import random_output
 from glm_cluster.errors import InvalidRequest
 from glm_cluster.text.grammar.cleaning import cleaned
 from glm_cluster.text.grammar.matcher import Matcher
-from glm_cluster.text.grammar.schema import grammar_fault
+from glm_cluster.text.grammar.scrutiny import Scrutiny, grammar_fault
 from glm_cluster.text.grammar.vocabulary import Vocabulary
 from glm_cluster.text.tokenizer import Plain, Segment, Special
 from glm_cluster.text.tools.choice import forced_calls, strict_calls
@@ -266,6 +266,8 @@ RAW: list[tuple[dict[str, Any], str, bool]] = [
     ({"enum": ["a", "北京", "abc", 5], "minLength": 2, "maxLength": 2}, "abc", False),
     ({"const": "a/b"}, "a", False),
     ({"enum": ["", "a"]}, "", True),
+    ({"minLength": 2.0}, "ab", True),
+    ({"minLength": 2.0}, "a", False),
     ({"pattern": r"^\d{2}/[a-c]+$"}, "12/ab", True),
     ({"pattern": r"^\d{2}/[a-c]+$"}, "12/abx", False),
     ({"pattern": r"^\d{2}/[a-c]+$"}, "١٢/ab", False),
@@ -314,7 +316,7 @@ def refused(parameters: dict[str, Any]) -> str:
         {"not": {}},
         {"allOf": [{}]},
         {"maxLength": 4097},
-        {"minLength": 2.0},
+        {"minLength": 2.5},
         {"minLength": -1},
         {"maxLength": True},
         {"pattern": "^a", "enum": ["a"]},
@@ -525,6 +527,50 @@ def test_one_odd_tool_leaves_the_others_what_they_ask(family: Family) -> None:
     assert fault_of(beside) == ""
 
 
+@pytest.mark.parametrize("family", ["glm4", "glm47"])
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"v": {"type": "string", "minLength": 5, "maxLength": 2}},
+        {"v": {"type": "string", "enum": ["any text", "\x01"]}},
+        {"v": {"type": "string", "enum": ["\ud800"]}},
+        {"\x01": {"type": "string"}},
+        {"\ud800": {"type": "integer"}},
+    ],
+    ids=ascii,
+)
+def test_what_cannot_be_written_at_all_is_left_out_too(library: Any, family: Family, odd: dict[str, Any]) -> None:
+    parameters = {"properties": {"a": {"const": 1}, **odd}, "required": ["a", *odd]}
+    grammar = forced_calls([Tool(name="f", parameters=parameters)], family, (), parallel=False).source
+    written = {"v", "\x01"} if family == "glm4" else {"v"}
+    values = {"a": 1, **{name: "any text" for name in odd if name in written}}
+    as_text = {name: str(value) for name, value in values.items()}
+    assert allows(library, grammar, tagged(family, "f", **as_text) if family == "glm47" else f"f\n{json.dumps(values)}")
+
+
+@pytest.mark.parametrize("family", ["glm4", "glm47"])
+def test_one_odd_property_leaves_the_others_what_they_ask(family: Family) -> None:
+    """A reference that led nowhere made any object of all arguments."""
+    properties = {"a": {"type": "integer"}, "b": {"$ref": "#/definitions/Gone"}}
+    for arguments in made(Tool(name="f", parameters={"properties": properties, "required": ["a"]}), family):
+        assert isinstance(arguments["a"], int)
+        assert arguments.keys() <= {"a", "b"}
+
+
+@pytest.mark.parametrize("family", ["glm4", "glm47"])
+def test_once_time_is_up_anything_will_do_unless_a_tool_is_strict(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glm_cluster.text.tools.choice.Scrutiny", lambda: Scrutiny(0.0))
+    forced = forced_calls([Tool(name="f", parameters=WEATHER)], family, (), parallel=False)
+    assert "minimum" not in forced.source
+    Matcher.compile(forced, BYTES)
+    with pytest.raises(InvalidRequest, match=r"^tools: strict: .* take too long to look over"):
+        forced_calls([STRICT], family, (), parallel=False)
+    with pytest.raises(InvalidRequest, match=r"^tools: strict: .* take too long to look over"):
+        strict_calls([STRICT], family, TAGS, None)
+
+
 def test_a_required_name_without_a_property_is_left_out() -> None:
     tool = Tool(name="f", parameters={"properties": {"a": {"const": 1}}, "required": ["a", "gone"]})
     assert {json.dumps(arguments) for arguments in made(tool, "glm4")} == {'{"a": 1}'}
@@ -564,8 +610,10 @@ def test_odd_names_are_spelled_or_refused(library: Any) -> None:
     odd = Tool(name="f", parameters={"properties": {'a"\\ é': {"type": "string"}}, "required": ['a"\\ é']})
     grammar = forced_calls([odd], "glm47", (), parallel=False).source
     assert allows(library, grammar, '<tool_call>f<arg_key>a"\\ é</arg_key><arg_value>x</arg_value></tool_call>')
-    with pytest.raises(InvalidRequest, match="control character"):
-        forced_calls([Tool(name="f", parameters={"properties": {"\x01": {}}})], "glm47", (), parallel=False)
+    for name in ("\x01", "\ud800"):
+        strict = Tool(name="f", parameters={"properties": {name: {}}}, strict=True)
+        with pytest.raises(InvalidRequest, match="control character"):
+            forced_calls([strict], "glm47", (), parallel=False)
     with pytest.raises(InvalidRequest, match="no tools"):
         forced_calls([], "glm4", (), parallel=False)
 
