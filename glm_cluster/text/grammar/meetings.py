@@ -10,7 +10,7 @@ from glm_cluster.text.grammar.places import schemas
 
 _ONE_OF = ("anyOf", "oneOf")
 _WITHIN = ("items", "prefixItems", "additionalItems", "additionalProperties", "contains")
-_MOST_FOLLOWED = 64  # references one after the other
+_DEEPEST = 128  # schemas within one another or behind references; deeper ones count as if all patterns met there
 
 
 def most_meeting(root: Mapping[str, Any]) -> int:
@@ -24,29 +24,32 @@ class _Meetings:
         self._num_patterns = sum(isinstance(one.get("pattern"), str) for one in schemas(root))
         self._behind: dict[str, int] = {}
 
-    def of(self, schema: object, followed: int) -> int:
-        if isinstance(schema, list):
-            return max((self.of(one, followed) for one in schema), default=0)
-        if not isinstance(schema, Mapping) or not self._num_patterns:
+    def of(self, schema: object, depth: int) -> int:
+        if not isinstance(schema, list | Mapping) or not self._num_patterns:
             return 0
-        beside = sum(self.of(schema.get(keyword), followed) for keyword in _ONE_OF)
+        if depth > _DEEPEST:
+            return self._num_patterns
+        depth += 1
+        if isinstance(schema, list):
+            return max((self.of(one, depth) for one in schema), default=0)
+        beside = sum(self.of(schema.get(keyword), depth) for keyword in _ONE_OF)
         if isinstance(all_of := schema.get("allOf"), list):
-            beside += sum(self.of(one, followed) for one in all_of)
+            beside += sum(self.of(one, depth) for one in all_of)
         if isinstance(reference := schema.get("$ref"), str):
-            beside += self._of_reference(reference, followed)
-        own = max(isinstance(schema.get("pattern"), str), *(self.of(schema.get(key), followed) for key in _WITHIN))
-        named = sum(self._of_any(schema.get(key), followed) for key in ("properties", "patternProperties"))
+            beside += self._of_reference(reference, depth)
+        own = max(isinstance(schema.get("pattern"), str), *(self.of(schema.get(key), depth) for key in _WITHIN))
+        named = sum(self._of_any(schema.get(key), depth) for key in ("properties", "patternProperties"))
         return beside + max(own, named)
 
-    def _of_any(self, by_name: object, followed: int) -> int:
-        return self.of(list(by_name.values()), followed) if isinstance(by_name, Mapping) else 0
+    def _of_any(self, by_name: object, depth: int) -> int:
+        return self.of(list(by_name.values()), depth) if isinstance(by_name, Mapping) else 0
 
-    def _of_reference(self, reference: str, followed: int) -> int:
+    def _of_reference(self, reference: str, depth: int) -> int:
         """All there are, where it is not plain what it leads to; a ring is gone through once."""
         if reference not in self._behind:
             self._behind[reference] = 0
-            target = _target(reference, self._root) if followed < _MOST_FOLLOWED else None
-            self._behind[reference] = self._num_patterns if target is None else self.of(target, followed + 1)
+            target = _target(reference, self._root)
+            self._behind[reference] = self._num_patterns if target is None else self.of(target, depth)
         return self._behind[reference]
 
 

@@ -49,6 +49,18 @@ def test_a_long_chain_is_not_followed_to_its_end() -> None:
     assert most_meeting({"$ref": "#/$defs/c0", "$defs": {**chain, "x": {"allOf": [P] * 7}}}) == 7
 
 
+def test_a_chain_that_is_deep_besides_is_not_followed_either() -> None:
+    """It was a RecursionError."""
+
+    def nested(value: Any) -> Any:
+        for _ in range(20):
+            value = {"items": value}
+        return value
+
+    chain = {f"c{index}": nested({"$ref": f"#/$defs/c{index + 1}"}) for index in range(60)}
+    assert most_meeting({"$ref": "#/$defs/c0", "$defs": {**chain, "c60": {"allOf": [P] * 7}}}) == 7
+
+
 @pytest.mark.parametrize("schema", [{"allOf": [{"pattern": f"k{i}"} for i in range(40)]}, inside(20)], ids=range(2))
 def test_too_many_are_refused_or_left_out(schema: dict[str, Any]) -> None:
     """Twenty held a thread for two seconds, and thirty for ever."""
