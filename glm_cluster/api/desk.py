@@ -15,7 +15,7 @@ from glm_cluster.text.grammar.workshop import Workshop
 
 T = TypeVar("T")
 
-PATIENCE_S = 10.0  # one takes a second at worst
+PATIENCE_S = 10.0  # one takes two or three at worst
 MAX_QUEUED = 64  # grammars that somebody waits for
 KEPT = 64  # of what was written last
 

@@ -278,7 +278,10 @@ async def _held(
     has_part = request.is_held or any(tool.strict for tool in request.offered)
     if model.desk is None or not request.offered or not has_part:
         return write()
-    key = held_key(request, model.speech, thinking=thinking, opens_line=opens_line)
+    key = await model.window.off_loop(
+        lambda: held_key(request, model.speech, thinking=thinking, opens_line=opens_line),
+        size_bytes=MAX_PARAMETERS_BYTES * len(request.offered),
+    )
     return await model.desk.write(write, "tools", key)
 
 

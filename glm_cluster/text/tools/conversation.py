@@ -100,11 +100,11 @@ def _with_native_calls(message: Turn, calls: Iterable[Turn]) -> dict[str, Any]:
     functions = [
         {"name": call["function"]["name"], "arguments": _parsed(call["function"]["arguments"])} for call in calls
     ]
-    thought = {} if (text := message.get("reasoning_content")) is None else {"reasoning_content": text}
+    extra = {key: message[key] for key in ("name", "reasoning_content") if message.get(key) is not None}
     return {
         "role": "assistant",
         "content": message.get("content") or "",
-        **thought,
+        **extra,
         "tool_calls": [{"type": "function", "function": function} for function in functions],
     }
 

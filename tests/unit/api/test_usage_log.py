@@ -184,9 +184,10 @@ async def test_more_choices_than_the_setting_are_refused(service, server, tally)
 
 
 async def test_numbers_are_recorded_too(client: httpx.AsyncClient, shelf: Shelf):
-    await client.post("/v1/embeddings", json={"model": "mapper", "input": ["ab", "c"]})
+    await client.post("/v1/embeddings", json={"model": "mapper", "input": ["ab", "c"], "user": "u-2"})
     (written,) = shelf.records
     assert (written.prompt_tokens, written.completion_tokens, written.finish, written.model) == (7, 0, "stop", "mapper")
+    assert written.user == "u-2"
 
 
 @pytest.fixture

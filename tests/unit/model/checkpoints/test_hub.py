@@ -26,7 +26,7 @@ Serve = Callable[[Snapshot], list[dict[str, Any]]]
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     """The real library with an empty cache and no network."""
-    library: ModuleType = pytest.importorskip("huggingface_hub")
+    library = importlib.import_module("huggingface_hub")
     constants = importlib.import_module("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -166,7 +166,6 @@ def test_the_cached_snapshot_is_used_offline(library: ModuleType, tmp_path: Path
 
 
 def test_the_environment_decides_in_a_fresh_process(tmp_path: Path) -> None:
-    pytest.importorskip("huggingface_hub")
     snapshot = lay_out(tmp_path / "hub", "config.json", "model.safetensors")
     program = "import sys; from glm_cluster.model.checkpoints.hub import resolve; print(resolve(sys.argv[1]))"
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}

@@ -52,6 +52,14 @@ def rendered(messages: list[dict[str, Any]], tools: list[Tool], source: str) -> 
     return template.render_text(put.messages, add_generation_prompt=True, variables=put.variables)
 
 
+def test_a_participant_s_name_reaches_the_template() -> None:
+    source = (
+        "{% for m in messages %}{{ m.name }}:{{ m.content }}{{ m.tool_calls | length if m.tool_calls }};{% endfor %}"
+    )
+    messages = [{**USER, "name": "Ada"}, {**asked(call("1")), "name": "Bot"}]
+    assert rendered(messages, [], source) == "Ada:weather?;Bot:1;"
+
+
 def test_dialects_of_the_published_templates(shared_data: Path) -> None:
     def told(name: str) -> Dialect:
         return dialect((shared_data / "templates" / name).read_text(encoding="utf-8"))
